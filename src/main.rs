@@ -1,0 +1,2 @@
+//! The `iris` binary.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The `iris-bench` binary.
+fn main() {}
