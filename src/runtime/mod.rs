@@ -1,1 +1,23 @@
-//! To come.
+//! The shell: executors, sockets, files, signals and the clock around the pure core.
+//!
+//! ```text
+//!   start:  data directory ─▶ one thread per core: recover its logs, set up its rings ─▶ all ready
+//!           ─▶ mesh them ─▶ listen
+//!   stop:   signal ─▶ every core drains ─▶ threads end ─▶ exit 0
+//! ```
+//!
+//! Every core starts by itself and nothing serves before all have recovered, so a damaged log or a
+//! missing limit is an error at start and never a surprise later.
+
+pub mod clock;
+pub mod dev;
+pub mod mesh;
+pub mod preflight;
+pub mod reactor;
+mod start;
+pub mod storage;
+pub mod stream;
+pub mod tls;
+
+pub use reactor::{Hooks, SyncGate};
+pub use start::{Options, Running, ServeError, start};

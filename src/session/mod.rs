@@ -1,1 +1,282 @@
-//! To come.
+//! A session: one authenticated connection of one device, as a position in an inbox.
+//!
+//! ```text
+//!     acknowledged ≤ pushed ≤ head of the inbox          checked after every step
+//!                  └ window ┘
+//! ```
+//!
+//! There is no queue of a client's own that could overflow: a session *pulls* the next entry whenever
+//! its window is open and its socket takes bytes. Live push and catching up after a month are the
+//! same code. Everything a session needs to know about a slow client is these few numbers (R: B-7).
+//!
+//! Does not know sockets, shards or clocks.
+
+pub mod login;
+pub mod window;
+
+use iris_proto::id::{DeviceId, SendEpoch, Seq, UserId};
+use iris_proto::limits::{FETCH_ENTRIES_MAX, SENDS_IN_FLIGHT_MAX};
+
+use crate::placement::UserHash;
+use window::Window;
+
+/// Who a session is, as its token and Hello said. Nothing in a later frame changes it (R: A-4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The user.
+    pub user: UserId,
+    /// The user's hash under this data directory's key.
+    pub hash: UserHash,
+    /// The device.
+    pub device: DeviceId,
+    /// The device's send epoch.
+    pub epoch: SendEpoch,
+    /// When the token ends, in seconds since the Unix epoch.
+    pub expires_s: u64,
+    /// The session only sends: it has no cursor, gets no entries, and holds back nobody's inbox.
+    pub send_only: bool,
+}
+
+/// Part of the answer to a Fetch that is still to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// The client's name for the request.
+    pub tag: u64,
+    /// The last entry answered.
+    pub last: Seq,
+    /// Entries still wanted.
+    pub left: u32,
+}
+
+/// Why a Fetch is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FetchRefusal {
+    /// Another one is being answered.
+    Busy,
+    /// The entries right after its position are no longer kept.
+    Expired {
+        /// The oldest entry that is.
+        oldest: Seq,
+    },
+}
+
+/// What goes to the client next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// This entry, as part of the answer to the Fetch with this tag.
+    Fetched(Seq, u64),
+    /// The end of the answer to the Fetch with this tag.
+    FetchEnd {
+        /// The client's name for the request.
+        tag: u64,
+        /// The last entry answered.
+        last: Seq,
+        /// Whether there are entries after it.
+        more: bool,
+    },
+    /// This entry, pushed.
+    Push(Seq),
+}
+
+/// One session's positions and counts.
+#[derive(Debug)]
+pub struct Session {
+    /// Who it is.
+    pub identity: Identity,
+    window: Window,
+    fetch: Option<Fetch>,
+    sends_in_flight: u32,
+}
+
+impl Session {
+    /// A session whose first push is the entry after `cursor`.
+    #[must_use]
+    pub fn new(identity: Identity, cursor: Seq) -> Self {
+        Self { identity, window: Window::new(cursor), fetch: None, sends_in_flight: 0 }
+    }
+
+    /// Where a session begins: after what the client says it has, else after the device's cursor;
+    /// never before what is kept, never after the head.
+    #[must_use]
+    pub fn start(resume_after: Option<u64>, cursor: Seq, oldest: Seq, head: Seq) -> Seq {
+        let wanted = resume_after.map_or(cursor, Seq);
+        Seq(wanted.0.max(oldest.0.saturating_sub(1)).min(head.0))
+    }
+
+    /// Whether a further Send may be read. At the limit the socket is not read.
+    #[must_use]
+    pub fn may_send(&self) -> bool {
+        self.sends_in_flight < SENDS_IN_FLIGHT_MAX
+    }
+
+    /// A Send is on its way to its shard.
+    pub fn send_began(&mut self) {
+        assert!(self.may_send(), "a send was read beyond the session's limit");
+        self.sends_in_flight += 1;
+    }
+
+    /// The answer to a Send is on its way to the client.
+    pub fn send_ended(&mut self) {
+        assert!(self.sends_in_flight > 0, "an answer came to a session that asked nothing");
+        self.sends_in_flight -= 1;
+    }
+
+    /// The client has everything up to `seq`, or claims so: it cannot have more than was pushed.
+    /// Returns the position to make durable when it moved.
+    pub fn acknowledge(&mut self, seq: Seq) -> Option<Seq> {
+        self.window.acknowledge(seq)
+    }
+
+    /// The last acknowledged entry.
+    #[must_use]
+    pub fn acknowledged(&self) -> Seq {
+        self.window.acknowledged()
+    }
+
+    /// The client wants stored entries.
+    pub fn fetch(
+        &mut self,
+        tag: u64,
+        after: Seq,
+        limit: u32,
+        oldest: Seq,
+    ) -> Result<(), FetchRefusal> {
+        if self.fetch.is_some() {
+            return Err(FetchRefusal::Busy);
+        }
+        if after.0 + 1 < oldest.0 {
+            return Err(FetchRefusal::Expired { oldest });
+        }
+        let left = if limit == 0 { FETCH_ENTRIES_MAX } else { limit.min(FETCH_ENTRIES_MAX) };
+        self.fetch = Some(Fetch { tag, last: after, left });
+        Ok(())
+    }
+
+    /// The rest of the running Fetch cannot be answered: its end is due next.
+    pub fn cut_fetch(&mut self) {
+        if let Some(fetch) = &mut self.fetch {
+            fetch.left = 0;
+        }
+    }
+
+    /// What the client is owed next, given where its inbox ends; `None` when it must wait, for an
+    /// entry or for room in its window.
+    #[must_use]
+    pub fn next(&self, head: Seq) -> Option<Next> {
+        if let Some(Fetch { tag, last, left }) = self.fetch {
+            return Some(if left > 0 && last < head {
+                Next::Fetched(Seq(last.0 + 1), tag)
+            } else {
+                Next::FetchEnd { tag, last, more: last < head }
+            });
+        }
+        if self.identity.send_only || !self.window.is_open() || self.window.pushed() >= head {
+            return None;
+        }
+        Some(Next::Push(Seq(self.window.pushed().0 + 1)))
+    }
+
+    /// What `next` named is on its way to the client, with so many bytes of body.
+    pub fn went(&mut self, next: Next, body_bytes: usize) {
+        match (next, &mut self.fetch) {
+            (Next::Push(seq), _) => self.window.push(seq, body_bytes as u64),
+            (Next::Fetched(seq, _), Some(fetch)) => {
+                fetch.last = seq;
+                fetch.left -= 1;
+            }
+            (Next::FetchEnd { .. }, _) => self.fetch = None,
+            (Next::Fetched(..), None) => unreachable!("an answer to no fetch"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(send_only: bool) -> Session {
+        let identity = Identity {
+            user: UserId::new("ann").unwrap(),
+            hash: UserHash(1),
+            device: DeviceId::new("phone").unwrap(),
+            epoch: SendEpoch(1),
+            expires_s: 0,
+            send_only,
+        };
+        Session::new(identity, Seq(10))
+    }
+
+    fn drain(session: &mut Session, head: Seq) -> Vec<Next> {
+        let mut all = Vec::new();
+        while let Some(next) = session.next(head) {
+            session.went(next, 1);
+            all.push(next);
+        }
+        all
+    }
+
+    /// R: B-6
+    #[test]
+    fn a_session_begins_where_the_client_says_within_what_is_kept() {
+        let start = |resume, cursor| Session::start(resume, Seq(cursor), Seq(5), Seq(20)).0;
+        assert_eq!(start(None, 7), 7);
+        assert_eq!(start(None, 0), 4);
+        assert_eq!(start(Some(9), 7), 9);
+        assert_eq!(start(Some(0), 7), 4);
+        assert_eq!(start(Some(u64::MAX), 7), 20);
+        assert_eq!(Session::start(None, Seq(0), Seq(1), Seq(0)), Seq(0));
+    }
+
+    /// R: B-3
+    #[test]
+    fn entries_are_pushed_in_order_without_a_gap_as_the_inbox_grows() {
+        let mut session = session(false);
+        assert_eq!(session.next(Seq(10)), None);
+        assert_eq!(drain(&mut session, Seq(12)), [Next::Push(Seq(11)), Next::Push(Seq(12))]);
+        assert_eq!(drain(&mut session, Seq(13)), [Next::Push(Seq(13))]);
+    }
+
+    #[test]
+    fn a_fetch_is_answered_beside_the_push_and_ends_with_where_to_go_on() {
+        let mut session = session(false);
+        session.fetch(9, Seq(3), 2, Seq(1)).unwrap();
+        assert_eq!(session.fetch(10, Seq(3), 2, Seq(1)), Err(FetchRefusal::Busy));
+        let all = drain(&mut session, Seq(11));
+        let end = Next::FetchEnd { tag: 9, last: Seq(5), more: true };
+        let expected = [Next::Fetched(Seq(4), 9), Next::Fetched(Seq(5), 9), end];
+        assert_eq!(all[..3], expected);
+        assert_eq!(all[3..], [Next::Push(Seq(11))]);
+    }
+
+    #[test]
+    fn a_fetch_at_the_end_of_the_inbox_is_answered_by_its_end_alone() {
+        let mut session = session(false);
+        session.fetch(9, Seq(10), 0, Seq(1)).unwrap();
+        let end = Next::FetchEnd { tag: 9, last: Seq(10), more: false };
+        assert_eq!(drain(&mut session, Seq(10)), [end]);
+    }
+
+    #[test]
+    fn a_fetch_of_what_is_gone_names_the_oldest_entry() {
+        let refused = session(false).fetch(1, Seq(3), 0, Seq(5));
+        assert_eq!(refused, Err(FetchRefusal::Expired { oldest: Seq(5) }));
+        assert_eq!(session(false).fetch(1, Seq(4), 0, Seq(5)), Ok(()));
+    }
+
+    #[test]
+    fn a_session_that_only_sends_is_pushed_nothing() {
+        assert_eq!(session(true).next(Seq(100)), None);
+    }
+
+    #[test]
+    fn sends_are_read_up_to_the_limit_and_again_after_an_answer() {
+        let mut session = session(false);
+        for _ in 0..SENDS_IN_FLIGHT_MAX {
+            assert!(session.may_send());
+            session.send_began();
+        }
+        assert!(!session.may_send());
+        session.send_ended();
+        assert!(session.may_send());
+    }
+}

@@ -1,1 +1,552 @@
-//! To come.
+//! A shard: the inboxes, devices and send streams of a fixed part of the users, as a deterministic
+//! state machine fed by a durable log.
+//!
+//! ```text
+//!   Input ──▶ step ──▶ open batch ──▶ (log writes and syncs it) ──▶ Committed ──▶ apply ──▶ Effect
+//!               │                                                                    ▲
+//!               └─▶ Effect: refused, or accepted long ago               replay ──────┘
+//! ```
+//!
+//! `step` judges a proposal against the applied state plus what is under way, and either answers at
+//! once or puts a command into the open batch. `apply` alone changes state. It is a function of
+//! (state, entry): no clock, no randomness, no I/O; time travels inside the entry. It is the same for
+//! a batch that this process wrote and for one that a replay reads.
+//!
+//! Invariants, checked where bytes come back from the log:
+//! - nothing is answered `Accepted`, and no entry is visible, before its batch is `Committed`;
+//! - batches are applied in the order of their index, without a gap.
+//!
+//! A shard knows no connection (see `session`), stores no body (see `log`), and has no timer.
+
+pub mod command;
+pub mod pairs;
+pub mod user;
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+use iris_proto::id::{SendNumber, Seq};
+use iris_proto::limits::INBOX_ENTRIES_MAX;
+use thiserror::Error;
+
+use crate::log::{ItemError, item_encode_into, items};
+use crate::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
+use command::{Append, Command, CommandError};
+use pairs::{Fingerprint, Pairs};
+use user::{UserSlot, Users};
+
+/// Bytes of one batch, which is one entry of the log. Full: the next batch is opened behind it.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+/// The term under which a single node writes. Elections will raise it.
+pub const SINGLE_NODE_TERM: u64 = 1;
+
+const MS_PER_DAY: u64 = 24 * 60 * 60 * 1_000;
+
+/// Whom an answer goes to: a session's place on a core, and the tag of its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyTo {
+    /// The core that the session lives on.
+    pub core: CoreId,
+    /// The session's slot there.
+    pub slot: u32,
+    /// Distinguishes the session from others in the same slot before and after it.
+    pub generation: u32,
+    /// The client's name for its request.
+    pub tag: u64,
+}
+
+/// What can happen to a shard.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Somebody wants a message in an inbox of this shard.
+    Append {
+        /// Hash of the recipient.
+        to: UserHash,
+        /// An encoded [`Append`].
+        command: &'a [u8],
+        /// Whom to answer.
+        reply: ReplyTo,
+    },
+    /// A device logs in that may be new.
+    Register {
+        /// Hash of the user.
+        hash: UserHash,
+        /// The user.
+        user: &'a str,
+        /// The device.
+        device: &'a str,
+        /// Whom to answer.
+        reply: ReplyTo,
+    },
+    /// A device has everything up to `seq`.
+    Acknowledge {
+        /// The user.
+        user: &'a str,
+        /// The device.
+        device: &'a str,
+        /// The last entry it has.
+        seq: Seq,
+    },
+    /// The oldest batch taken is on stable storage.
+    Committed {
+        /// Where in the log its items begin.
+        position: u64,
+    },
+}
+
+/// Why a send was not taken. Nothing of it is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The number is not the next one of its stream.
+    Gap {
+        /// The number that would be taken.
+        expected: SendNumber,
+    },
+    /// The recipient has as many unacknowledged entries as an inbox may have.
+    InboxFull,
+    /// The user has as many devices as are allowed.
+    TooManyDevices,
+}
+
+/// What the shell must do, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Tell a sender that its message is durable.
+    Accepted {
+        /// Whom to tell.
+        reply: ReplyTo,
+        /// The message's number.
+        n: SendNumber,
+    },
+    /// Tell somebody that nothing was done, and why.
+    Refused {
+        /// Whom to tell.
+        reply: ReplyTo,
+        /// Why.
+        refusal: Refusal,
+    },
+    /// A device is known, durably.
+    Registered {
+        /// Who asked.
+        reply: ReplyTo,
+    },
+    /// An inbox has entries that were not there before: let its sessions pull.
+    Grown {
+        /// Whose inbox.
+        user: UserSlot,
+    },
+}
+
+/// An entry that cannot be applied. The bytes passed their checks, so this is another version's log
+/// or a bug; the shard must not go on.
+#[derive(Debug, Error)]
+pub enum ApplyError {
+    /// The entry is not the next one.
+    #[error("shard {shard} has applied entry {applied} and met entry {index}; restore the log from a backup")]
+    Order {
+        /// The shard.
+        shard: u16,
+        /// Index of the last entry applied.
+        applied: u64,
+        /// Index of the entry met.
+        index: u64,
+    },
+    /// An item's own frame is bad.
+    #[error("shard {shard}, entry {index}: {source}")]
+    Item {
+        /// The shard.
+        shard: u16,
+        /// Index of the entry.
+        index: u64,
+        /// What is wrong.
+        source: ItemError,
+    },
+    /// An item is not a command.
+    #[error("shard {shard}, entry {index}: {source}")]
+    Command {
+        /// The shard.
+        shard: u16,
+        /// Index of the entry.
+        index: u64,
+        /// What is wrong.
+        source: CommandError,
+    },
+}
+
+/// A batch of commands as the log holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Number of the entry in its shard, from 1.
+    pub index: u64,
+    /// Under which leadership it was written.
+    pub term: u64,
+    /// When it was opened, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// The items.
+    pub payload: &'a [u8],
+    /// Where in the log `payload` begins.
+    pub position: u64,
+}
+
+/// Commands on their way to the log, and whom to answer for each.
+#[derive(Debug, Default)]
+pub struct Batch {
+    index: u64,
+    time_ms: u64,
+    payload: Vec<u8>,
+    /// One for each item.
+    replies: Vec<Option<ReplyTo>>,
+    /// Repetitions of sends that are in this batch or before it.
+    echoes: Vec<(ReplyTo, SendNumber)>,
+}
+
+impl Batch {
+    /// Number of the entry in its shard.
+    #[must_use]
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// When it was opened, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    /// The items as the log will hold them.
+    #[must_use]
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// Commands in it.
+    #[must_use]
+    pub fn items(&self) -> usize {
+        self.replies.len()
+    }
+}
+
+/// What is proposed of a send stream and not yet applied.
+#[derive(Clone, Copy, Debug)]
+struct Underway {
+    last: SendNumber,
+    /// Index of the batch that holds `last`.
+    index: u64,
+}
+
+/// The state machine of one shard.
+#[derive(Debug)]
+pub struct Shard {
+    id: ShardId,
+    key: HashKey,
+    inbox_entries_max: u64,
+    // State: changed by `apply` alone.
+    users: Users,
+    pairs: Pairs,
+    applied: u64,
+    // Under way: forgotten by a restart, and then nobody was answered.
+    open: VecDeque<Batch>,
+    taken: VecDeque<Batch>,
+    spare: Vec<Batch>,
+    scratch: Vec<u8>,
+    streams: HashMap<Fingerprint, Underway>,
+    appending: HashMap<UserHash, u64>,
+}
+
+impl Shard {
+    /// An empty shard.
+    #[must_use]
+    pub fn new(id: ShardId, key: HashKey, inbox_entries_max: u64) -> Self {
+        assert!(inbox_entries_max > 0 && inbox_entries_max <= INBOX_ENTRIES_MAX * 100);
+        Self {
+            id,
+            key,
+            inbox_entries_max,
+            users: Users::default(),
+            pairs: Pairs::default(),
+            applied: 0,
+            open: VecDeque::new(),
+            taken: VecDeque::new(),
+            spare: Vec::new(),
+            scratch: Vec::new(),
+            streams: HashMap::new(),
+            appending: HashMap::new(),
+        }
+    }
+
+    /// Takes one input to its end. Never blocks, never fails. `now_ms` is in milliseconds since the
+    /// Unix epoch.
+    pub fn step(&mut self, now_ms: u64, input: Input<'_>, effects: &mut Vec<Effect>) {
+        match input {
+            Input::Append { to, command, reply } => self.append(now_ms, to, command, reply, effects),
+            Input::Register { hash, user, device, reply } => {
+                self.register(now_ms, hash, user, device, reply, effects);
+            }
+            Input::Acknowledge { user, device, seq } => {
+                self.propose_command(now_ms, None, &Command::Cursor { user, device, seq });
+            }
+            Input::Committed { position } => self.committed(position, effects),
+        }
+    }
+
+    /// The shard's number.
+    #[must_use]
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// The users of this shard.
+    #[must_use]
+    pub fn users(&self) -> &Users {
+        &self.users
+    }
+
+    /// Active send streams remembered.
+    #[must_use]
+    pub fn pairs(&self) -> &Pairs {
+        &self.pairs
+    }
+
+    /// Index of the last entry applied.
+    #[must_use]
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Bytes of the next batch to write, if there is one.
+    #[must_use]
+    pub fn ready_bytes(&self) -> Option<usize> {
+        self.open.front().map(|batch| batch.payload.len())
+    }
+
+    /// Hands out the next batch for the log. It stays here, taken, until it is committed.
+    pub fn take(&mut self) -> Option<&Batch> {
+        let batch = self.open.pop_front()?;
+        self.taken.push_back(batch);
+        self.taken.back()
+    }
+
+    fn append(
+        &mut self,
+        now_ms: u64,
+        to: UserHash,
+        command: &[u8],
+        reply: ReplyTo,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Ok(Command::Append(append)) = command::decode(command) else {
+            unreachable!("the session encoded an append");
+        };
+        let pair = self.fingerprint(&append);
+        let n = append.n;
+        let accepted = self.pairs.last(pair);
+        let proposed = self.streams.get(&pair).map_or(accepted, |underway| underway.last);
+        if n.0 == 0 || n.0 > proposed.0 + 1 || n.0 > pairs::SEND_NUMBER_MAX {
+            let expected = SendNumber(proposed.0 + 1);
+            effects.push(Effect::Refused { reply, refusal: Refusal::Gap { expected } });
+        } else if n <= accepted {
+            effects.push(Effect::Accepted { reply, n });
+        } else if n <= proposed {
+            self.echo(pair, reply, n);
+        } else if self.inbox_is_full(append.to, to) {
+            effects.push(Effect::Refused { reply, refusal: Refusal::InboxFull });
+        } else {
+            let index = self.propose(now_ms, Some(reply), command);
+            self.streams.insert(pair, Underway { last: n, index });
+            *self.appending.entry(to).or_default() += 1;
+        }
+    }
+
+    fn inbox_is_full(&self, user: &str, hash: UserHash) -> bool {
+        let stored =
+            self.users.find(user, hash).map_or(0, |slot| self.users.get(slot).pending());
+        let coming = self.appending.get(&hash).copied().unwrap_or(0);
+        stored + coming >= self.inbox_entries_max
+    }
+
+    /// Answers a repetition of a send under way when the batch commits that holds the newest of its
+    /// stream, which is not before the one that holds the repeated send.
+    fn echo(&mut self, pair: Fingerprint, reply: ReplyTo, n: SendNumber) {
+        let index = self.streams[&pair].index;
+        let batch = self.taken.iter_mut().chain(&mut self.open).find(|batch| batch.index == index);
+        let Some(batch) = batch else {
+            unreachable!("a stream is under way in a batch that is neither open nor taken");
+        };
+        batch.echoes.push((reply, n));
+    }
+
+    fn register(
+        &mut self,
+        now_ms: u64,
+        hash: UserHash,
+        user: &str,
+        device: &str,
+        reply: ReplyTo,
+        effects: &mut Vec<Effect>,
+    ) {
+        let known = self.users.find(user, hash).map(|slot| self.users.get(slot));
+        if known.is_some_and(|user| user.device(device).is_some()) {
+            effects.push(Effect::Registered { reply });
+        } else {
+            self.propose_command(now_ms, Some(reply), &Command::Register { user, device });
+        }
+    }
+
+    fn propose_command(&mut self, now_ms: u64, reply: Option<ReplyTo>, command: &Command<'_>) {
+        let mut bytes = std::mem::take(&mut self.scratch);
+        bytes.clear();
+        command.encode(&mut bytes);
+        self.propose(now_ms, reply, &bytes);
+        self.scratch = bytes;
+    }
+
+    /// Puts a command into the open batch, or into a new one, and returns the batch's index.
+    fn propose(&mut self, now_ms: u64, reply: Option<ReplyTo>, command: &[u8]) -> u64 {
+        if self.open.back().is_none_or(|batch| batch.payload.len() >= BATCH_BYTES_MAX) {
+            let mut batch = self.spare.pop().unwrap_or_default();
+            batch.index = self.applied + (self.taken.len() + self.open.len()) as u64 + 1;
+            batch.time_ms = now_ms;
+            self.open.push_back(batch);
+        }
+        let Some(batch) = self.open.back_mut() else { unreachable!("a batch was just opened") };
+        item_encode_into(&mut batch.payload, command);
+        batch.replies.push(reply);
+        batch.index
+    }
+
+    fn committed(&mut self, position: u64, effects: &mut Vec<Effect>) {
+        let Some(mut batch) = self.taken.pop_front() else {
+            unreachable!("the log committed what was never taken");
+        };
+        let entry = Entry {
+            index: batch.index,
+            term: SINGLE_NODE_TERM,
+            time_ms: batch.time_ms,
+            payload: &batch.payload,
+            position,
+        };
+        if let Err(error) = self.apply(&entry, &batch.replies, effects) {
+            unreachable!("a batch of this process is not applicable: {error}");
+        }
+        for &(reply, n) in &batch.echoes {
+            effects.push(Effect::Accepted { reply, n });
+        }
+        batch.payload.clear();
+        batch.payload.shrink_to(BATCH_BYTES_MAX);
+        batch.replies.clear();
+        batch.echoes.clear();
+        self.spare.push(batch);
+    }
+
+    /// Applies one entry: the only place where state changes. `replies` has one place for each item,
+    /// or is empty on a replay, where nobody waits.
+    pub fn apply(
+        &mut self,
+        entry: &Entry<'_>,
+        replies: &[Option<ReplyTo>],
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), ApplyError> {
+        let (shard, index) = (self.id.0, entry.index);
+        if index != self.applied + 1 {
+            return Err(ApplyError::Order { shard, applied: self.applied, index });
+        }
+        for (number, item) in items(entry.payload).enumerate() {
+            let (offset, bytes) =
+                item.map_err(|source| ApplyError::Item { shard, index, source })?;
+            let command = command::decode(bytes)
+                .map_err(|source| ApplyError::Command { shard, index, source })?;
+            let reply = replies.get(number).copied().flatten();
+            match command {
+                Command::Append(append) => {
+                    let position = entry.position + offset as u64;
+                    self.apply_append(entry, &append, position, reply, effects);
+                }
+                Command::Register { user, device } => {
+                    self.apply_register(user, device, reply, effects);
+                }
+                Command::Cursor { user, device, seq } => {
+                    let slot = self.users.find_or_create(user, user_hash(self.key, user));
+                    self.users.get_mut(slot).acknowledge(device, seq);
+                }
+            }
+        }
+        self.applied = index;
+        Ok(())
+    }
+
+    fn apply_append(
+        &mut self,
+        entry: &Entry<'_>,
+        append: &Append<'_>,
+        position: u64,
+        reply: Option<ReplyTo>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let hash = user_hash(self.key, append.to);
+        let pair = self.fingerprint(append);
+        self.forget_underway(pair, hash, entry.index);
+        let last = self.pairs.last(pair);
+        if append.n.0 == last.0 + 1 {
+            let user = self.users.find_or_create(append.to, hash);
+            self.users.get_mut(user).append(position);
+            self.pairs.set(pair, append.n, day_of(entry.time_ms));
+            effects.extend(reply.map(|reply| Effect::Accepted { reply, n: append.n }));
+            effects.push(Effect::Grown { user });
+        } else if let Some(reply) = reply {
+            // Another leader's entries came between proposal and commit.
+            effects.push(if append.n <= last {
+                Effect::Accepted { reply, n: append.n }
+            } else {
+                let expected = SendNumber(last.0 + 1);
+                Effect::Refused { reply, refusal: Refusal::Gap { expected } }
+            });
+        }
+    }
+
+    fn apply_register(
+        &mut self,
+        user: &str,
+        device: &str,
+        reply: Option<ReplyTo>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let slot = self.users.find_or_create(user, user_hash(self.key, user));
+        let known = self.users.get_mut(slot).register(device);
+        effects.extend(reply.map(|reply| match known {
+            true => Effect::Registered { reply },
+            false => Effect::Refused { reply, refusal: Refusal::TooManyDevices },
+        }));
+    }
+
+    fn forget_underway(&mut self, pair: Fingerprint, to: UserHash, index: u64) {
+        if self.streams.get(&pair).is_some_and(|underway| underway.index == index) {
+            self.streams.remove(&pair);
+        }
+        if let Some(coming) = self.appending.get_mut(&to) {
+            *coming -= 1;
+            if *coming == 0 {
+                self.appending.remove(&to);
+            }
+        }
+    }
+
+    fn fingerprint(&self, append: &Append<'_>) -> Fingerprint {
+        Fingerprint::of(self.key, append.from, append.device, append.epoch, append.to)
+    }
+
+    /// The whole state as bytes: equal exactly when two shards would answer everything alike.
+    pub fn write_state(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.id.0.to_le_bytes());
+        out.extend_from_slice(&self.applied.to_le_bytes());
+        self.users.write_state(out);
+        self.pairs.write_state(out);
+    }
+}
+
+/// Days since the Unix epoch; in the year 2149 it stays at the last one.
+fn day_of(time_ms: u64) -> u16 {
+    u16::try_from(time_ms / MS_PER_DAY).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,195 @@
+//! What the shards decided, carried to whom it concerns; and how sessions end.
+
+use iris_proto::id::{DeviceId, SendNumber};
+use iris_proto::v2::{self, GoodbyeReason, RejectCode};
+use iris_proto::wire;
+
+use super::connection::{Connection, State};
+use super::inbound::reject;
+use super::{CLOSING_MAX, Core};
+use crate::placement::ShardId;
+use crate::runtime::mesh::{Message, messages};
+use crate::runtime::stream::SocketId;
+use crate::shard::user::UserSlot;
+use crate::shard::{Effect, Refusal, ReplyTo};
+
+impl Core {
+    /// Carries out the effects of this core's shards, in order.
+    pub(super) fn carry_out(&mut self) {
+        while let Some((shard, effect)) = self.lanes.effects.pop_front() {
+            match effect {
+                Effect::Accepted { reply, n } => self.answer(&Message::Accepted { reply, n }),
+                Effect::Refused { reply, refusal: Refusal::Gap { expected } } => {
+                    let code = RejectCode::Gap;
+                    self.answer(&Message::Rejected { reply, code, expected, retry_after_ms: 0 });
+                }
+                Effect::Refused { reply, refusal: Refusal::InboxFull } => {
+                    let (code, expected) = (RejectCode::InboxFull, SendNumber(0));
+                    self.answer(&Message::Rejected { reply, code, expected, retry_after_ms: 0 });
+                }
+                Effect::Refused { reply, refusal: Refusal::TooManyDevices } => {
+                    self.say_goodbye(socket_of(&reply), GoodbyeReason::TooManyDevices, 0);
+                }
+                Effect::Registered { reply } => self.registered(&reply),
+                Effect::Grown { user } => self.grown(shard, user),
+            }
+        }
+    }
+
+    /// Brings an answer to its session: on this core, or over the ring.
+    pub(super) fn answer(&mut self, message: &Message<'_>) {
+        let (Message::Accepted { reply, .. } | Message::Rejected { reply, .. }) = message else {
+            unreachable!("an append is no answer");
+        };
+        if reply.core == self.id {
+            self.answered(message);
+        } else {
+            self.mesh.send(reply.core, message);
+        }
+    }
+
+    /// Reads a parcel from another core.
+    pub(super) fn read_parcel(&mut self, parcel: &[u8]) {
+        for message in messages(parcel) {
+            match message {
+                Message::Append { .. } => self.deliver(&message),
+                Message::Accepted { .. } | Message::Rejected { .. } => self.answered(&message),
+            }
+        }
+    }
+
+    /// An answer has reached its session's core. The session may be gone; then nobody asks any more.
+    fn answered(&mut self, message: &Message<'_>) {
+        let (Message::Accepted { reply, .. } | Message::Rejected { reply, .. }) = message else {
+            unreachable!("an append is no answer");
+        };
+        let Some(mut connection) = self.connections.take(socket_of(reply)) else { return };
+        if let State::Live(live) = &mut connection.state {
+            live.session.send_ended();
+            match *message {
+                Message::Rejected { reply, code, expected, retry_after_ms } => {
+                    let out = &mut connection.out;
+                    reject(out, reply.tag, code, expected.0, retry_after_ms, "");
+                }
+                Message::Accepted { reply, n } => {
+                    wire::encode_accepted(&mut connection.out, reply.tag, n.0);
+                }
+                Message::Append { .. } => unreachable!("an append is no answer"),
+            }
+            self.mark_dirty(&mut connection);
+            self.retry_later(&mut connection);
+        }
+        self.connections.put_back(connection);
+    }
+
+    fn registered(&mut self, reply: &ReplyTo) {
+        let Some(mut connection) = self.connections.take(socket_of(reply)) else { return };
+        if matches!(connection.state, State::Entering(_)) {
+            self.go_live(&mut connection);
+        }
+        self.connections.put_back(connection);
+    }
+
+    /// An inbox has new entries: its sessions will pull them when this turn sends.
+    fn grown(&mut self, shard: ShardId, user: UserSlot) {
+        let Some(sessions) = self.sessions.get(&(shard, user)) else { return };
+        for id in sessions {
+            if let Some(connection) = self.connections.get(*id)
+                && !std::mem::replace(&mut connection.dirty, true)
+            {
+                self.dirty.push(*id);
+            }
+        }
+    }
+
+    /// The newest connection of a device wins.
+    pub(super) fn replace_older(&mut self, shard: ShardId, user: UserSlot, device: &DeviceId) {
+        let Some(sessions) = self.sessions.get(&(shard, user)) else { return };
+        let mut older = None;
+        for id in sessions {
+            let live = self.connections.get(*id).and_then(Connection::live);
+            if live.is_some_and(|live| live.session.identity.device == *device) {
+                older = Some(*id);
+            }
+        }
+        if let Some(id) = older {
+            self.say_goodbye(id, GoodbyeReason::Replaced, 0);
+        }
+    }
+
+    pub(super) fn mark_dirty(&mut self, connection: &mut Connection) {
+        if !std::mem::replace(&mut connection.dirty, true) {
+            self.dirty.push(connection.id);
+        }
+    }
+
+    /// Tells a connection Goodbye, if it is still there.
+    pub(super) fn say_goodbye(&mut self, id: SocketId, reason: GoodbyeReason, retry_after_ms: u64) {
+        let Some(mut connection) = self.connections.take(id) else { return };
+        self.leave(&mut connection, reason, retry_after_ms);
+        self.connections.put_back(connection);
+    }
+
+    /// Ends a connection with a Goodbye, which is only possible once there are keys to seal it.
+    pub(super) fn leave(
+        &mut self,
+        connection: &mut Connection,
+        reason: GoodbyeReason,
+        retry_after_ms: u64,
+    ) {
+        if matches!(connection.state, State::Closing | State::Leaving(..)) {
+            return;
+        }
+        if !connection.tls.is_handshaking() {
+            let goodbye = v2::Goodbye {
+                reason: reason.into(),
+                retry_after_ms,
+                other_address: String::new(),
+                text: reason.describe().to_owned(),
+            };
+            let frame = v2::server_frame::Frame::Goodbye(goodbye);
+            wire::encode_server(&mut connection.out, frame);
+        }
+        self.begin_closing(connection);
+    }
+
+    /// From here on nothing is read; what waits is sent, and the connection closes when the peer has
+    /// seen it, or after [`CLOSING_MAX`].
+    pub(super) fn begin_closing(&mut self, connection: &mut Connection) {
+        self.forget_session(connection);
+        connection.state = State::Closing;
+        connection.backlog = Vec::new();
+        if std::mem::take(&mut connection.stalled) {
+            self.sockets.resume(connection.id); // to see the peer's end
+        }
+        self.closing.push_back((self.now.monotonic + CLOSING_MAX, connection.id));
+        self.mark_dirty(connection);
+    }
+
+    /// Lets a connection go at once.
+    pub(super) fn drop_connection(&mut self, id: SocketId) {
+        if let Some(mut connection) = self.connections.take(id) {
+            self.forget_session(&mut connection);
+            self.sockets.close(id);
+        }
+    }
+
+    /// Makes the cursor durable and stops waking the session.
+    fn forget_session(&mut self, connection: &mut Connection) {
+        let id = connection.id;
+        let Some(live) = connection.live() else { return };
+        self.propose_cursor(live);
+        let Some(user) = live.user else { return };
+        let key = (live.shard, user);
+        if let Some(sessions) = self.sessions.get_mut(&key) {
+            sessions.retain(|session| *session != id);
+            if sessions.is_empty() {
+                self.sessions.remove(&key);
+            }
+        }
+    }
+}
+
+fn socket_of(reply: &ReplyTo) -> SocketId {
+    SocketId { slot: reply.slot, generation: reply.generation }
+}

@@ -1,0 +1,198 @@
+//! One connection as its core sees it, and the table of them.
+//!
+//! ```text
+//!   Greeting ──Hello──▶ Leaving ──ring──▶ (other core) ──▶ Entering ──device durable──▶ Live
+//!       │                                                                             │
+//!       └──────────────────────── any refusal, or the end ──▶ Closing ◀───────────────┘
+//! ```
+//!
+//! A connection owns no buffer while it is idle: what cannot be processed or sent at once is kept in
+//! `backlog` and `out`, which go back to nothing when they are empty.
+
+use std::os::fd::OwnedFd;
+
+use iris_proto::frame::Decoder;
+use iris_proto::id::Seq;
+use iris_proto::limits::HELLO_FRAME_BYTES_MAX;
+
+use crate::placement::{CoreId, ShardId};
+use crate::runtime::stream::SocketId;
+use crate::runtime::tls::Tls;
+use crate::session::{Identity, Session};
+use crate::shard::user::UserSlot;
+
+/// Bytes of answers that wait for a socket which does not take them. At the limit the connection is
+/// not read until they are gone.
+pub const OUT_BYTES_MAX: usize = 64 * 1024;
+
+/// A verified Hello, on its way to a session.
+pub struct Login {
+    pub identity: Identity,
+    pub resume_after: Option<u64>,
+    pub session: u64,
+}
+
+/// A session and where its inbox is.
+pub struct Live {
+    pub session: Session,
+    pub shard: ShardId,
+    /// `None` for a session that only sends.
+    pub user: Option<UserSlot>,
+    /// The cursor last proposed to the shard.
+    pub proposed: Seq,
+    /// Whether the core will propose the cursor at the next gathering.
+    pub gathering: bool,
+}
+
+/// Where a connection is in its life.
+pub enum State {
+    /// TLS handshake and Hello.
+    Greeting,
+    /// On its way to its user's core: nothing is processed here any more.
+    Leaving(Box<Login>, CoreId),
+    /// Waits until its device is known durably.
+    Entering(Box<Login>),
+    /// A session.
+    Live(Box<Live>),
+    /// Goodbye is said; it is waited for the peer to close.
+    Closing,
+}
+
+/// One connection.
+pub struct Connection {
+    pub id: SocketId,
+    pub tls: Tls,
+    pub decoder: Decoder,
+    pub state: State,
+    /// Plaintext that waits until frames may be processed again.
+    pub backlog: Vec<u8>,
+    /// Frames that wait to be sealed.
+    pub out: Vec<u8>,
+    /// Sealed bytes (handshake, alerts) that wait to be sent.
+    pub wire: Vec<u8>,
+    /// In the core's list of connections that may have something to send.
+    pub dirty: bool,
+    /// Reading is paused; `backlog` may hold frames.
+    pub stalled: bool,
+    /// In the core's list of stalled connections to try again.
+    pub retrying: bool,
+    /// Where in a shard's log pages are being read for its next entry.
+    pub populating: Option<(ShardId, u64)>,
+    /// `finish` was called: nothing more can be sent.
+    pub finished: bool,
+}
+
+impl Connection {
+    /// A connection that has just been accepted.
+    pub fn greeting(id: SocketId, tls: Tls) -> Self {
+        Self::new(id, tls, Decoder::new(HELLO_FRAME_BYTES_MAX), State::Greeting, Vec::new())
+    }
+
+    /// A connection that came from another core, about to [`State::Entering`].
+    pub fn entering(id: SocketId, tls: Tls, decoder: Decoder, backlog: Vec<u8>) -> Self {
+        Self::new(id, tls, decoder, State::Greeting, backlog)
+    }
+
+    fn new(id: SocketId, tls: Tls, decoder: Decoder, state: State, backlog: Vec<u8>) -> Self {
+        Self {
+            id,
+            tls,
+            decoder,
+            state,
+            backlog,
+            out: Vec::new(),
+            wire: Vec::new(),
+            dirty: false,
+            stalled: false,
+            retrying: false,
+            populating: None,
+            finished: false,
+        }
+    }
+
+    /// Its session, if it has one.
+    pub fn live(&mut self) -> Option<&mut Live> {
+        match &mut self.state {
+            State::Live(live) => Some(live),
+            _ => None,
+        }
+    }
+
+    /// Whether the next frame may be processed, as far as this connection is concerned.
+    pub fn may_process(&self) -> bool {
+        match &self.state {
+            State::Greeting => true,
+            State::Live(live) => live.session.may_send() && self.out.len() < OUT_BYTES_MAX,
+            State::Leaving(..) | State::Entering(_) | State::Closing => false,
+        }
+    }
+
+    /// Whether something waits to be sent, entries aside.
+    pub fn has_output(&self) -> bool {
+        !self.out.is_empty() || !self.wire.is_empty()
+    }
+}
+
+/// A connection between two cores.
+pub struct Handoff {
+    /// The connection itself.
+    pub socket: OwnedFd,
+    /// Its keys.
+    pub tls: Tls,
+    /// A frame cut in the middle may be inside.
+    pub decoder: Decoder,
+    /// Who it is.
+    pub login: Box<Login>,
+    /// Plaintext that came after the Hello.
+    pub backlog: Vec<u8>,
+}
+
+/// The connections of one core, by the slot of their socket.
+#[derive(Default)]
+pub struct Connections {
+    slots: Vec<Option<Box<Connection>>>,
+}
+
+impl Connections {
+    /// Adds a connection; its slot is free because its socket's is.
+    pub fn insert(&mut self, connection: Box<Connection>) {
+        let slot = connection.id.slot as usize;
+        if slot >= self.slots.len() {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        assert!(self.slots[slot].is_none(), "two connections in one slot");
+        self.slots[slot] = Some(connection);
+    }
+
+    /// Takes a connection out to work on it; put it back, or let it go.
+    pub fn take(&mut self, id: SocketId) -> Option<Box<Connection>> {
+        let slot = self.slots.get_mut(id.slot as usize)?;
+        if slot.as_ref()?.id != id {
+            return None;
+        }
+        slot.take()
+    }
+
+    /// Puts a connection back where it was taken from.
+    pub fn put_back(&mut self, connection: Box<Connection>) {
+        let slot = &mut self.slots[connection.id.slot as usize];
+        assert!(slot.is_none(), "two connections in one slot");
+        *slot = Some(connection);
+    }
+
+    /// A connection, where it is.
+    pub fn get(&mut self, id: SocketId) -> Option<&mut Connection> {
+        let connection = self.slots.get_mut(id.slot as usize)?.as_mut()?;
+        (connection.id == id).then_some(&mut **connection)
+    }
+
+    /// The ids of all connections.
+    pub fn ids(&self) -> Vec<SocketId> {
+        self.slots.iter().flatten().map(|connection| connection.id).collect()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.slots.iter().all(Option::is_none)
+    }
+}

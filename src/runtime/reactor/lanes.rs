@@ -1,0 +1,270 @@
+//! The durable half of a core: its shards, and the logs that they share.
+//!
+//! ```text
+//!   step(input) ─▶ shard's open batch ─┐
+//!   step(input) ─▶ shard's open batch ─┼─▶ one frame ─▶ write ─▶ sync ─▶ Committed to each shard
+//!   step(input) ─▶ shard's open batch ─┘     (one under way per log; the next one fills meanwhile)
+//! ```
+//!
+//! Group commit needs no timer: while one sync is under way, everything that arrives waits for the
+//! next, so the batch grows with the load and an idle switch commits at once.
+//!
+//! Bounds: batches of all shards that wait for their log are at most [`PENDING_BYTES_MAX`] and one
+//! turn's input; beyond it the core is congested and reads no sockets and no rings.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::hooks::SyncGate;
+use crate::log::{FrameBuilder, FrameKind, RecordHeader, RecordKind};
+use crate::placement::{LogId, Placement, ShardId};
+use crate::runtime::clock::Clock;
+use crate::runtime::storage::{Flush, Log, PlaceError, Space};
+use crate::runtime::stream::Sockets;
+use crate::shard::{Effect, Input, SINGLE_NODE_TERM, Shard};
+
+/// Bytes of commands that may wait for the logs of one core. At the limit the core reads neither
+/// sockets nor rings until a sync returns.
+pub const PENDING_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A log that wrote nothing for so long gets a SEAL frame, which proves what was durable.
+pub const SEAL_AFTER: Duration = Duration::from_millis(50);
+
+/// A frame on its way to the disk.
+struct Flight {
+    end: u64,
+    /// Whose batches it holds, in order, and where each one's items begin.
+    batches: Vec<(ShardId, u64)>,
+}
+
+/// One log and what it is doing.
+struct Lane {
+    id: LogId,
+    log: Log,
+    frame: FrameBuilder,
+    /// Shards with a batch that is not in a frame yet; each at most once.
+    ready: VecDeque<ShardId>,
+    flight: Option<Flight>,
+    /// A flight whose sync returned while a test holds it back.
+    held: bool,
+    last_write: Instant,
+    sealed: bool,
+}
+
+/// Shards and logs of one core.
+pub(super) struct Lanes {
+    placement: Placement,
+    lanes: Vec<Lane>,
+    /// By shard number; `None` for other cores' shards.
+    shards: Vec<Option<Box<Shard>>>,
+    is_ready: Vec<bool>,
+    /// Bytes in open batches, about: what was proposed and not yet put into a frame.
+    pending_bytes: usize,
+    scratch: Vec<Effect>,
+    /// What the shards want done, in order.
+    pub(super) effects: VecDeque<(ShardId, Effect)>,
+    gate: Option<Arc<SyncGate>>,
+}
+
+impl Lanes {
+    pub(super) fn new(
+        placement: Placement,
+        logs: Vec<(LogId, Log)>,
+        shards: Vec<Option<Box<Shard>>>,
+        now: Instant,
+        gate: Option<Arc<SyncGate>>,
+    ) -> Self {
+        let lane = |(id, log)| Lane {
+            id,
+            log,
+            frame: FrameBuilder::new(),
+            ready: VecDeque::new(),
+            flight: None,
+            held: false,
+            last_write: now,
+            sealed: true,
+        };
+        Self {
+            placement,
+            lanes: logs.into_iter().map(lane).collect(),
+            is_ready: vec![false; shards.len()],
+            shards,
+            pending_bytes: 0,
+            scratch: Vec::new(),
+            effects: VecDeque::new(),
+            gate,
+        }
+    }
+
+    /// A shard of this core.
+    pub(super) fn shard(&self, id: ShardId) -> &Shard {
+        let Some(shard) = &self.shards[usize::from(id.0)] else {
+            unreachable!("shard {} belongs to another core", id.0);
+        };
+        shard
+    }
+
+    /// The log that holds a shard's messages.
+    pub(super) fn log_mut(&mut self, id: ShardId) -> &mut Log {
+        &mut self.lane_mut(id).log
+    }
+
+    fn lane_mut(&mut self, shard: ShardId) -> &mut Lane {
+        let log = self.placement.log_of(shard);
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == log) else {
+            unreachable!("log {} belongs to another core", log.0);
+        };
+        lane
+    }
+
+    /// Whether a shard's log takes new messages; it does not while the disk is full.
+    pub(super) fn has_space(&mut self, shard: ShardId) -> bool {
+        !matches!(self.lane_mut(shard).log.space(), Space::Full)
+    }
+
+    /// Whether so much waits for the disk that nothing more should be read.
+    pub(super) fn is_congested(&self) -> bool {
+        self.pending_bytes >= PENDING_BYTES_MAX
+    }
+
+    /// Gives a shard an input; what it wants done is appended to `effects`.
+    pub(super) fn step(&mut self, now: &Clock, id: ShardId, input: Input<'_>) {
+        let Some(shard) = &mut self.shards[usize::from(id.0)] else {
+            unreachable!("shard {} belongs to another core", id.0);
+        };
+        if let Input::Append { command, .. } = input {
+            self.pending_bytes += command.len();
+        }
+        shard.step(now.unix_ms, input, &mut self.scratch);
+        let is_ready = shard.ready_bytes().is_some();
+        self.effects.extend(self.scratch.drain(..).map(|effect| (id, effect)));
+        if is_ready && !std::mem::replace(&mut self.is_ready[usize::from(id.0)], true) {
+            self.lane_mut(id).ready.push_back(id);
+        }
+    }
+
+    /// Starts a write and sync on every log that has something and is not at it already.
+    pub(super) fn flush(&mut self, now: &Clock, sockets: &mut Sockets) {
+        for index in 0..self.lanes.len() {
+            let lane = &mut self.lanes[index];
+            if lane.flight.is_some() {
+                continue;
+            }
+            let seal = !lane.sealed && now.monotonic - lane.last_write >= SEAL_AFTER;
+            if lane.ready.is_empty() && !seal {
+                continue;
+            }
+            self.launch(index, now, sockets);
+        }
+        if self.lanes.iter().all(|lane| lane.ready.is_empty()) {
+            self.pending_bytes = 0; // the sum is of estimates; here it is exact
+        }
+    }
+
+    fn launch(&mut self, index: usize, now: &Clock, sockets: &mut Sockets) {
+        let lane = &mut self.lanes[index];
+        if !lane.log.can_place() {
+            return; // the next segment is being prepared; the next turn tries again
+        }
+        let mut batches = Vec::new();
+        while let Some(&id) = lane.ready.front() {
+            let Some(shard) = &mut self.shards[usize::from(id.0)] else { unreachable!("own shard") };
+            while let Some(bytes) = shard.ready_bytes().filter(|&bytes| lane.frame.fits(bytes)) {
+                let Some(batch) = shard.take() else { unreachable!("a ready batch was counted") };
+                self.pending_bytes = self.pending_bytes.saturating_sub(bytes);
+                let header = RecordHeader {
+                    kind: RecordKind::Entry,
+                    flags: 0,
+                    shard: id.0,
+                    term: SINGLE_NODE_TERM,
+                    index: batch.index(),
+                    a: batch.time_ms(),
+                    b: batch.items() as u64,
+                };
+                let offset = lane.frame.record(header, batch.payload());
+                batches.push((id, offset as u64));
+            }
+            if shard.ready_bytes().is_some() {
+                break; // the frame is full
+            }
+            self.is_ready[usize::from(id.0)] = false;
+            lane.ready.pop_front();
+        }
+        let kind = if batches.is_empty() { FrameKind::Seal } else { FrameKind::Data };
+        lane.sealed = kind == FrameKind::Seal;
+        lane.last_write = now.monotonic;
+        match lane.log.place(&mut lane.frame, kind) {
+            Ok(Flush { writes, lsn, end }) => {
+                for (_, position) in &mut batches {
+                    *position += lsn;
+                }
+                lane.flight = Some(Flight { end, batches });
+                let writes = writes.into_iter().flatten();
+                let writes = writes.map(|write| (write.fd, write.offset, write.bytes));
+                // SAFETY: the log keeps its segments open, and hands out no slice of bytes that
+                // are not durable: positions become known by `Committed` only.
+                unsafe { sockets.write_and_sync(u64::from(lane.id.0), writes) };
+            }
+            Err(error @ (PlaceError::NoSpare | PlaceError::Full)) => {
+                unreachable!("a log that could place refused: {error}");
+            }
+        }
+    }
+
+    /// A write and sync has returned: everything in it is durable, and the shards hear it.
+    ///
+    /// A failed one ends the process at once: after a failed fdatasync nobody knows what is on disk,
+    /// and a second one that succeeds proves nothing (R: D-4).
+    pub(super) fn synced(&mut self, job: u64, result: Result<(), i32>, buffers: Vec<Vec<u8>>, now: &Clock) {
+        let Some(index) = self.lanes.iter().position(|lane| u64::from(lane.id.0) == job) else {
+            unreachable!("no log has number {job}");
+        };
+        if let Err(errno) = result {
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::error!(log = job, %error, "a log write or sync failed; the process stops here because what is on disk is unknown; check the disk, then start again");
+            std::process::abort();
+        }
+        let lane = &mut self.lanes[index];
+        for buffer in buffers {
+            lane.log.recycle(buffer);
+        }
+        if self.gate.as_ref().is_some_and(|gate| gate.holds()) {
+            lane.held = true;
+            return;
+        }
+        self.commit(index, now);
+    }
+
+    /// Lets go what a test held back, once the gate is open.
+    pub(super) fn release_held(&mut self, now: &Clock) {
+        if self.gate.as_ref().is_none_or(|gate| gate.is_closed()) {
+            return;
+        }
+        for index in 0..self.lanes.len() {
+            if std::mem::take(&mut self.lanes[index].held) {
+                self.commit(index, now);
+            }
+        }
+    }
+
+    fn commit(&mut self, index: usize, now: &Clock) {
+        let lane = &mut self.lanes[index];
+        let Some(flight) = lane.flight.take() else {
+            unreachable!("a sync returned that was not under way");
+        };
+        lane.log.durable(flight.end);
+        for (id, position) in flight.batches {
+            self.step(now, id, Input::Committed { position });
+        }
+    }
+
+    /// Whether nothing waits for a disk.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.flight.is_none() && lane.ready.is_empty())
+    }
+
+    /// Whether a log has something to write and could begin.
+    pub(super) fn can_launch(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.flight.is_none() && !lane.ready.is_empty())
+    }
+}

@@ -1,0 +1,353 @@
+//! The reactor: what one core does, in the order in which it does it.
+//!
+//! ```text
+//!   socket ─▶ frame ─▶ session ─▶ route ─▶ ring ─▶ shard ─▶ log ─▶ sync ─▶ committed ─▶ effects
+//!   └──────── inbound ────────────────────┘ └ mesh ┘ └──────────── lanes ───────────────┘    │
+//!   socket ◀─ seal ◀─ session pulls ◀────────────────────── answers ◀────────────────────────┘
+//!   └──────── outbound ──────────────┘
+//! ```
+//!
+//! One task, one loop, [`Core::turn`]; each step is bounded, so a turn is short and every source gets
+//! its share. When a turn finds nothing to do the core sleeps on one eventfd, which sockets, disks,
+//! other cores and the clock all ring.
+//!
+//! The executor has a known defect (it can park with runnable tasks when its preempt timer fires
+//! early), contained here by construction: this task is the only one that matters, it never yields
+//! without awaiting real I/O, and a standing timer of [`TICK`] rings the same eventfd, so a lost
+//! wake-up costs milliseconds and never a hang.
+
+mod answers;
+mod connection;
+mod hooks;
+mod inbound;
+mod lanes;
+mod outbound;
+
+use std::collections::{BinaryHeap, VecDeque};
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use hashbrown::HashMap;
+use iris_proto::v2::GoodbyeReason;
+use rustls::ServerConfig;
+
+use super::clock::Clock;
+use super::mesh::{Mesh, Parcel};
+use super::storage::Log;
+use super::stream::{Event, SocketId, Sockets, Waiter};
+use crate::auth::Keyring;
+use crate::placement::{CoreId, LogId, Placement, ShardId};
+use crate::ring::Sleeper;
+use crate::shard::Shard;
+use crate::shard::user::UserSlot;
+use connection::Connections;
+pub use connection::Handoff;
+pub use hooks::{Hooks, SyncGate};
+use lanes::Lanes;
+
+/// Events taken from the sockets in one turn; the rest waits for the next.
+pub const EVENTS_PER_TURN: usize = 512;
+/// The standing timer of a core, and the grain of all deadlines.
+pub const TICK: Duration = Duration::from_millis(50);
+/// Turns without sleep after which the executor gets to poll its own I/O once.
+pub const BUSY_TURNS_MAX: u32 = 256;
+/// Cursors are gathered so long before they are proposed: losing one in a crash only repeats
+/// deliveries, which clients recognise by `seq`.
+pub const ACK_GATHER: Duration = Duration::from_millis(200);
+/// A device that acknowledged so many entries since its last proposed cursor does not wait for the
+/// gathering, or a fast inbox would look full.
+pub const ACK_GATHER_ENTRIES: u64 = 512;
+/// How long a peer may take to close after our Goodbye before we cut.
+pub const CLOSING_MAX: Duration = Duration::from_secs(2);
+/// Clients that are sent away by a shutdown come back within so many milliseconds, spread by jitter.
+pub const SHUTDOWN_RETRY_MS: u64 = 2_000;
+
+/// What other threads may ask of a core.
+#[derive(Clone, Copy, Debug)]
+pub enum Control {
+    /// Say goodbye to everybody, finish what is under way, and end by this instant.
+    Drain {
+        /// What is still open then is cut.
+        deadline: Instant,
+    },
+}
+
+/// What a core is made from.
+pub(super) struct CoreParts {
+    pub id: CoreId,
+    pub placement: Placement,
+    pub tls: Arc<ServerConfig>,
+    pub keyring: Arc<Keyring>,
+    pub cluster: [u8; 16],
+    pub hello_timeout: Duration,
+    pub logs: Vec<(LogId, Log)>,
+    pub shards: Vec<Option<Box<Shard>>>,
+    pub mesh: Mesh,
+    pub sleeper: Arc<Sleeper>,
+    pub control: Receiver<Control>,
+    pub hooks: Hooks,
+}
+
+/// One core's whole state. Belongs to its thread.
+pub(super) struct Core {
+    id: CoreId,
+    placement: Placement,
+    sockets: Sockets,
+    tls: Arc<ServerConfig>,
+    keyring: Arc<Keyring>,
+    cluster: [u8; 16],
+    hello_timeout: Duration,
+    lanes: Lanes,
+    mesh: Mesh,
+    sleeper: Arc<Sleeper>,
+    control: Receiver<Control>,
+    connections: Connections,
+    /// Live sessions of each user that has any, for waking them.
+    sessions: HashMap<(ShardId, UserSlot), Vec<SocketId>>,
+    /// Connections that may have something to send.
+    dirty: Vec<SocketId>,
+    /// Stalled connections whose own obstacle is gone.
+    retry: Vec<SocketId>,
+    /// Connections stalled because the core was congested.
+    congested: Vec<SocketId>,
+    /// Sessions whose cursor waits for the gathering.
+    gathering: Vec<SocketId>,
+    /// Those who have not said Hello, oldest first.
+    greeting: VecDeque<(Instant, SocketId)>,
+    /// Those who were told Goodbye, oldest first.
+    closing: VecDeque<(Instant, SocketId)>,
+    /// When tokens end, in seconds since the Unix epoch.
+    expiring: BinaryHeap<Reverse<(u64, SocketId)>>,
+    events: Vec<Event>,
+    /// Plaintext of the connection at hand.
+    plain: Vec<u8>,
+    /// An encoded command on its way to a shard.
+    command: Vec<u8>,
+    /// Buffers for sealed bytes, kept small in number and size.
+    buffers: Vec<Vec<u8>>,
+    now: Clock,
+    next_tick: Instant,
+    next_gathering: Instant,
+    draining: Option<Instant>,
+}
+
+impl Core {
+    pub(super) fn new(parts: CoreParts, sockets: Sockets) -> Self {
+        let now = Clock::read();
+        Self {
+            id: parts.id,
+            placement: parts.placement,
+            sockets,
+            tls: parts.tls,
+            keyring: parts.keyring,
+            cluster: parts.cluster,
+            hello_timeout: parts.hello_timeout,
+            lanes: Lanes::new(
+                parts.placement,
+                parts.logs,
+                parts.shards,
+                now.monotonic,
+                parts.hooks.sync_gate,
+            ),
+            mesh: parts.mesh,
+            sleeper: parts.sleeper,
+            control: parts.control,
+            connections: Connections::default(),
+            sessions: HashMap::new(),
+            dirty: Vec::new(),
+            retry: Vec::new(),
+            congested: Vec::new(),
+            gathering: Vec::new(),
+            greeting: VecDeque::new(),
+            closing: VecDeque::new(),
+            expiring: BinaryHeap::new(),
+            events: Vec::with_capacity(EVENTS_PER_TURN),
+            plain: Vec::new(),
+            command: Vec::new(),
+            buffers: Vec::new(),
+            now,
+            next_tick: now.monotonic,
+            next_gathering: now.monotonic,
+            draining: None,
+        }
+    }
+
+    /// Starts to accept connections.
+    pub(super) fn listen(&mut self, listener: std::net::TcpListener) {
+        self.sockets.listen(listener);
+    }
+
+    /// Runs until it has been drained.
+    pub(super) async fn run(mut self, mut waiter: Waiter) {
+        let mut busy_turns = 0;
+        while !self.turn() {
+            busy_turns += 1;
+            if busy_turns >= BUSY_TURNS_MAX {
+                self.sockets.doorbell().ring(); // so that the wait returns by itself, through real I/O
+                waiter.wait(&mut self.sockets).await;
+                busy_turns = 0;
+            } else if self.is_idle() {
+                let mesh = &self.mesh;
+                if self.sleeper.may_sleep(|| mesh.has_mail()) {
+                    waiter.wait(&mut self.sockets).await;
+                    self.sleeper.woke();
+                    busy_turns = 0;
+                }
+            }
+        }
+    }
+
+    /// One turn. True when the core has been drained and may end.
+    fn turn(&mut self) -> bool {
+        self.now = Clock::read();
+        self.take_events();
+        self.take_mail();
+        self.carry_out();
+        self.retry_stalled();
+        self.tick();
+        self.lanes.flush(&self.now, &mut self.sockets);
+        self.carry_out();
+        self.send_dirty();
+        self.mesh.publish();
+        self.is_drained()
+    }
+
+    /// Whether the next turn would find nothing to do. What is under way rings the eventfd.
+    fn is_idle(&mut self) -> bool {
+        self.dirty.is_empty()
+            && self.retry.is_empty()
+            && self.lanes.effects.is_empty()
+            && !self.lanes.can_launch()
+            && !self.mesh.is_dirty()
+            && self.now.monotonic < self.next_tick
+            && !self.sockets.has_work()
+    }
+
+    fn take_events(&mut self) {
+        let mut events = std::mem::take(&mut self.events);
+        self.sockets.turn(&mut events, EVENTS_PER_TURN);
+        for event in events.drain(..) {
+            match event {
+                Event::Accepted { socket } => self.accepted(socket),
+                Event::AcceptFailed { errno } => {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    tracing::warn!(core = self.id.0, %error, "a connection could not be accepted; accepting goes on after a pause");
+                }
+                Event::Received { id, buffer } => self.received(id, buffer),
+                Event::Ended { id, reason } => self.ended(id, reason),
+                Event::Sent { id, buffer, result } => self.sent(id, buffer, result),
+                Event::Detached { id, socket } => self.detached(id, socket),
+                Event::Job { job, result, buffers } => self.job_done(job, result, buffers),
+                Event::Paused { .. } => {}
+                Event::Connected { .. } => unreachable!("a switch connects to nobody"),
+            }
+        }
+        self.events = events;
+    }
+
+    fn job_done(&mut self, job: u64, result: Result<(), i32>, buffers: Vec<Vec<u8>>) {
+        match outbound::populated_for(job) {
+            Some(id) => self.populated(id, result),
+            None => self.lanes.synced(job, result, buffers, &self.now),
+        }
+    }
+
+    fn take_mail(&mut self) {
+        if self.lanes.is_congested() {
+            return; // the rings fill, and then the cores behind them stop reading
+        }
+        let mut mail = Vec::new();
+        self.mesh.receive(|from, parcel| mail.push((from, parcel)));
+        for (from, parcel) in mail {
+            match parcel {
+                Parcel::Messages(parcel) => {
+                    self.read_parcel(&parcel);
+                    self.mesh.give_back(from, parcel);
+                }
+                Parcel::Connection(handoff) => self.entered(*handoff),
+                Parcel::Empty(_) => {}
+            }
+        }
+    }
+
+    /// What happens by the clock: every [`TICK`], or as soon after as the core gets to it.
+    fn tick(&mut self) {
+        if self.now.monotonic < self.next_tick {
+            return;
+        }
+        self.next_tick = self.now.monotonic + TICK;
+        self.lanes.release_held(&self.now);
+        while let Ok(control) = self.control.try_recv() {
+            match control {
+                Control::Drain { deadline } => self.drain(deadline),
+            }
+        }
+        while let Some(id) = pop_due(&mut self.greeting, self.now.monotonic) {
+            let still = self.connections.get(id).is_some_and(|connection| {
+                matches!(connection.state, connection::State::Greeting)
+            });
+            if still {
+                self.say_goodbye(id, GoodbyeReason::HelloTimeout, 0);
+            }
+        }
+        while let Some(id) = pop_due(&mut self.closing, self.now.monotonic) {
+            self.drop_connection(id);
+        }
+        self.expire_sessions();
+        if self.now.monotonic >= self.next_gathering {
+            self.next_gathering = self.now.monotonic + ACK_GATHER;
+            self.gather_cursors();
+        }
+    }
+
+    fn expire_sessions(&mut self) {
+        while let Some(Reverse((expires_s, id))) = self.expiring.peek().copied() {
+            if expires_s > self.now.unix_s() {
+                return;
+            }
+            self.expiring.pop();
+            self.say_goodbye(id, GoodbyeReason::TokenExpired, 0);
+        }
+    }
+
+    fn drain(&mut self, deadline: Instant) {
+        if self.draining.is_some() {
+            return;
+        }
+        self.draining = Some(deadline);
+        self.sockets.stop_listening();
+        self.gather_cursors();
+        for (index, id) in self.connections.ids().into_iter().enumerate() {
+            let jitter = jitter_ms(index as u64 ^ self.now.unix_ms, SHUTDOWN_RETRY_MS);
+            self.say_goodbye(id, GoodbyeReason::ShuttingDown, jitter);
+        }
+    }
+
+    fn is_drained(&mut self) -> bool {
+        let Some(deadline) = self.draining else { return false };
+        if self.now.monotonic >= deadline {
+            return self.lanes.is_quiet();
+        }
+        self.connections.is_empty() && self.lanes.is_quiet() && !self.mesh.is_dirty()
+    }
+
+    /// Whether nothing more should be read from sockets.
+    fn is_congested(&self) -> bool {
+        self.lanes.is_congested() || self.mesh.is_congested()
+    }
+}
+
+fn pop_due(queue: &mut VecDeque<(Instant, SocketId)>, now: Instant) -> Option<SocketId> {
+    if queue.front()?.0 > now {
+        return None;
+    }
+    queue.pop_front().map(|(_, id)| id)
+}
+
+/// A number below `below`, spread by an ordinary mixing function: jitter needs no secrecy.
+fn jitter_ms(seed: u64, below: u64) -> u64 {
+    let mixed = (seed ^ (seed >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((u128::from(mixed) * u128::from(below)) >> 64) as u64
+}

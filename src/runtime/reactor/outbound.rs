@@ -1,0 +1,255 @@
+//! From what a client is owed to bytes on its socket: once per connection and turn.
+//!
+//! ```text
+//!   answers ─┐
+//!            ├─▶ plaintext (scratch of the core) ─▶ sealed once ─▶ one send under way
+//!   entries ─┘   read where they lie in the log's map, CRC checked on every read
+//! ```
+//!
+//! A session pulls only when its socket can take bytes, so what a slow client costs is one send
+//! buffer and its answers. An entry whose pages are not in memory is not read: the kernel is asked to
+//! bring them, off this core, and the session goes on when they are there.
+
+use iris_proto::frame::LENGTH_BYTES;
+use iris_proto::id::Seq;
+use iris_proto::limits::FRAME_BYTES_MAX;
+use iris_proto::v2::{self, GoodbyeReason};
+use iris_proto::wire::{self, EntryRef};
+
+use super::Core;
+use super::connection::{Connection, Live, State};
+use crate::placement::ShardId;
+use crate::runtime::stream::SocketId;
+use crate::session::Next;
+use crate::shard::command::{self, Command};
+
+/// Plaintext that a session may pull into one send. One entry more may exceed it.
+pub const SEND_BYTES_MAX: usize = 64 * 1024;
+/// Buffers for sealed bytes kept by a core for the next sends.
+const BUFFERS_KEPT_MAX: usize = 256;
+/// A buffer that grew beyond this is let go instead of kept.
+const BUFFER_BYTES_KEPT_MAX: usize = 16 * 1024;
+/// How much of the log behind a position must be in memory before an entry there is read: the largest
+/// item, so that its whole length is covered before it is known.
+const ENTRY_SPAN_BYTES: usize = FRAME_BYTES_MAX + LENGTH_BYTES;
+
+/// Marks the job numbers of page-ins; below it are logs.
+const POPULATE_JOB: u64 = 1 << 63;
+
+/// The connection that a finished page-in was for; `None` for the job of a log.
+pub(super) fn populated_for(job: u64) -> Option<SocketId> {
+    #[expect(clippy::cast_possible_truncation, reason = "both halves were packed from their types")]
+    (job & POPULATE_JOB != 0).then_some(SocketId {
+        slot: (job >> 32) as u32 & 0x7fff_ffff,
+        generation: job as u32,
+    })
+}
+
+/// How far a session's pulling came.
+enum Pulled {
+    /// Nothing is owed, or its window is closed.
+    All,
+    /// The send is full; more is owed.
+    More,
+    /// The pages behind this position are on their way.
+    Waits(u64),
+    /// The next entry cannot be served.
+    Damaged,
+}
+
+impl Core {
+    /// Sends to every connection that may have something to be sent.
+    pub(super) fn send_dirty(&mut self) {
+        for id in std::mem::take(&mut self.dirty) {
+            let Some(mut connection) = self.connections.take(id) else { continue };
+            connection.dirty = false;
+            if self.sockets.can_send(id) {
+                self.send_one(&mut connection);
+            }
+            self.connections.put_back(connection);
+        }
+    }
+
+    fn send_one(&mut self, connection: &mut Connection) {
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.clear();
+        let had_out = !connection.out.is_empty();
+        plain.append(&mut connection.out);
+        if plain.capacity() < SEND_BYTES_MAX {
+            plain.reserve(SEND_BYTES_MAX);
+        }
+        connection.out = Vec::new();
+        if had_out {
+            self.retry_later(connection);
+        }
+        let id = connection.id;
+        let mut damaged = false;
+        if let State::Live(live) = &mut connection.state
+            && connection.populating.is_none()
+        {
+            match self.pull(id, live, &mut plain) {
+                Pulled::All | Pulled::More => {} // Sent marks it dirty again
+                Pulled::Waits(position) => connection.populating = Some((live.shard, position)),
+                Pulled::Damaged => damaged = true,
+            }
+        }
+        if damaged {
+            self.leave(connection, GoodbyeReason::Internal, 0);
+            plain.append(&mut connection.out);
+        }
+        self.seal_and_send(connection, &plain);
+        self.plain = plain;
+    }
+
+    fn seal_and_send(&mut self, connection: &mut Connection, plain: &[u8]) {
+        let id = connection.id;
+        let mut sealed = match connection.wire.is_empty() {
+            true => self.buffers.pop().unwrap_or_default(),
+            false => std::mem::take(&mut connection.wire),
+        };
+        let mut failed = false;
+        if !plain.is_empty() {
+            failed = connection.tls.seal(plain, &mut sealed).is_err();
+        }
+        let is_closing = matches!(connection.state, State::Closing);
+        if is_closing && !connection.finished && !failed {
+            connection.tls.close(&mut sealed);
+        }
+        if failed {
+            tracing::error!(core = self.id.0, "a TLS session could not seal; it is cut");
+            self.begin_closing(connection);
+            self.sockets.close(id);
+        } else if !sealed.is_empty() && !connection.finished {
+            connection.finished = is_closing;
+            self.sockets.send(id, sealed);
+            return;
+        } else if is_closing && !connection.finished {
+            connection.finished = true;
+            self.sockets.finish(id);
+        } else if matches!(connection.state, State::Leaving(..)) {
+            self.sockets.detach(id);
+        }
+        self.keep_buffer(sealed);
+    }
+
+    /// Appends the frames of what a session is owed, as much as fits into one send.
+    fn pull(&mut self, id: SocketId, live: &mut Live, plain: &mut Vec<u8>) -> Pulled {
+        let Some(user) = live.user else { return Pulled::All };
+        let shard = live.shard;
+        let head = self.lanes.shard(shard).users().get(user).head();
+        while let Some(next) = live.session.next(head) {
+            if plain.len() >= SEND_BYTES_MAX {
+                return Pulled::More;
+            }
+            let (seq, tag) = match next {
+                Next::Push(seq) => (seq, 0),
+                Next::Fetched(seq, tag) => (seq, tag),
+                Next::FetchEnd { tag, last, more } => {
+                    let fetched = v2::Fetched { tag, last: last.0, more };
+                    wire::encode_server(plain, v2::server_frame::Frame::Fetched(fetched));
+                    live.session.went(next, 0);
+                    continue;
+                }
+            };
+            let users = self.lanes.shard(shard).users();
+            let Some(position) = users.get(user).position(seq) else {
+                // History left the index behind this session's back. A fetch ends early, and asking
+                // on tells its client where history begins now; a push can only begin again.
+                if tag == 0 {
+                    return Pulled::Damaged;
+                }
+                live.session.cut_fetch();
+                continue;
+            };
+            let log = self.lanes.log_mut(shard);
+            if let Some((address, bytes)) = log.cold_range(position, ENTRY_SPAN_BYTES) {
+                let job = POPULATE_JOB | (u64::from(id.slot) << 32) | u64::from(id.generation);
+                // SAFETY: the range lies in a map of this core's log, which unmaps nothing before it
+                // is dropped, and that is after `sockets` has drained its jobs.
+                unsafe { self.sockets.populate(job, address, bytes) };
+                return Pulled::Waits(position);
+            }
+            match self.encode_entry(shard, position, seq, tag, plain) {
+                Some(bytes) => live.session.went(next, bytes),
+                None => return Pulled::Damaged,
+            }
+        }
+        Pulled::All
+    }
+
+    /// Appends one entry's frame from where the entry lies in the log; its body's bytes. `None` when
+    /// the bytes there are not what was written: they are never sent.
+    fn encode_entry(
+        &mut self,
+        shard: ShardId,
+        position: u64,
+        seq: Seq,
+        fetch_tag: u64,
+        plain: &mut Vec<u8>,
+    ) -> Option<usize> {
+        let item = match self.lanes.log_mut(shard).item(position) {
+            Ok(item) => item,
+            Err(error) => {
+                tracing::error!(shard = shard.0, seq = seq.0, lsn = position, %error, "an entry is damaged and was not delivered; run `iris log verify` and restore the log from a backup");
+                return None;
+            }
+        };
+        let Ok(Command::Append(append)) = command::decode(item) else {
+            tracing::error!(shard = shard.0, seq = seq.0, lsn = position, "an inbox points at what is no message; restore the log from a backup");
+            return None;
+        };
+        wire::encode_entry(
+            plain,
+            &EntryRef {
+                seq: seq.0,
+                from: append.from,
+                from_device: append.device,
+                id: append.id.0,
+                time_ms: append.time_ms,
+                body: append.body,
+                fetch_tag,
+            },
+        );
+        Some(append.body.len())
+    }
+
+    pub(super) fn populated(&mut self, id: SocketId, result: Result<(), i32>) {
+        if let Err(errno) = result {
+            let error = std::io::Error::from_raw_os_error(errno);
+            tracing::error!(core = self.id.0, %error, "log pages could not be read; the session ends");
+            self.say_goodbye(id, GoodbyeReason::Internal, 0);
+        }
+        if let Some(connection) = self.connections.get(id) {
+            if let Some((shard, position)) = connection.populating.take() {
+                self.lanes.log_mut(shard).mark_resident(position, ENTRY_SPAN_BYTES);
+            }
+            if !std::mem::replace(&mut connection.dirty, true) {
+                self.dirty.push(id);
+            }
+        }
+    }
+
+    pub(super) fn sent(&mut self, id: SocketId, buffer: Vec<u8>, result: Result<(), i32>) {
+        self.keep_buffer(buffer);
+        let Some(mut connection) = self.connections.take(id) else { return };
+        if result.is_err() {
+            self.connections.put_back(connection);
+            self.drop_connection(id);
+            return;
+        }
+        if connection.finished {
+            self.sockets.finish(id);
+        } else {
+            self.mark_dirty(&mut connection);
+        }
+        self.connections.put_back(connection);
+    }
+
+    fn keep_buffer(&mut self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        let is_useful = (1..=BUFFER_BYTES_KEPT_MAX).contains(&buffer.capacity());
+        if is_useful && self.buffers.len() < BUFFERS_KEPT_MAX {
+            self.buffers.push(buffer);
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! Starting and stopping the cores of one node.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use glommio::{LocalExecutorBuilder, Placement as Pin};
+use rustls::ServerConfig;
+use thiserror::Error;
+
+use super::mesh::{Mesh, Parcel, Peer};
+use super::reactor::{Control, Core, CoreParts, Hooks, TICK};
+use super::storage::{DataDir, DataDirError, Format, Log, LogError, Recovered};
+use super::stream::{Doorbell, Sockets, SocketsConfig, StartError, Waiter};
+use crate::auth::Keyring;
+use crate::log::RecordKind;
+use crate::placement::{CoreId, HashKey, LogId, Placement, ShardId};
+use crate::ring::{Consumer, Producer, Sleeper, link};
+use crate::shard::{ApplyError, Entry, Shard};
+
+/// Shards of a data directory that this version formats.
+pub const SHARDS: u16 = 64;
+/// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
+const LISTEN_BACKLOG: i32 = 4096;
+/// Memory that glommio pins for its own I/O on each core. The switch's own rings do the work.
+const EXECUTOR_IO_MEMORY: usize = 1 << 20;
+
+/// What a node is started with.
+#[derive(Clone)]
+pub struct Options {
+    /// Where clients connect. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The processors to pin cores to, one executor each.
+    pub processors: Vec<usize>,
+    /// The data directory.
+    pub data: PathBuf,
+    /// How the data directory is formatted if it is new.
+    pub format: Format,
+    /// Certificate and protocol.
+    pub tls: Arc<ServerConfig>,
+    /// The keys that tokens are verified with.
+    pub keyring: Arc<Keyring>,
+    /// How long a stranger may take to say a valid Hello.
+    pub hello_timeout: Duration,
+    /// Unacknowledged entries of one inbox.
+    pub inbox_entries_max: u64,
+    /// For tests.
+    pub hooks: Hooks,
+}
+
+/// Why a node did not start.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// A log cannot be read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A log's content cannot be applied.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A core's rings cannot be set up.
+    #[error(transparent)]
+    Rings(#[from] StartError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; stop what uses it, or choose another address with --listen")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// An executor cannot be started.
+    #[error("cannot start the executor of processor {processor}: {reason}; check `ulimit -l` (locked memory) and that io_uring is allowed")]
+    Executor {
+        /// The processor.
+        processor: usize,
+        /// What glommio said.
+        reason: String,
+    },
+}
+
+/// A node that serves.
+pub struct Running {
+    address: SocketAddr,
+    control: Vec<(Sender<Control>, Doorbell)>,
+    threads: Vec<glommio::ExecutorJoinHandle<()>>,
+    /// Keeps the lock for as long as the cores run.
+    _data: DataDir,
+}
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Tells every core to say goodbye, finish and end, within `patience`; returns at once.
+    pub fn drain(&self, patience: Duration) {
+        #[expect(clippy::disallowed_methods, reason = "a deadline begins here")]
+        let deadline = Instant::now() + patience;
+        for (control, doorbell) in &self.control {
+            // A core that has ended already needs no order; a full channel holds one already.
+            let _ = control.try_send(Control::Drain { deadline });
+            doorbell.ring();
+        }
+    }
+
+    /// Waits until all cores have ended.
+    pub fn wait(self) {
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a core ended in an error");
+            }
+        }
+    }
+}
+
+/// What a core tells the starter once it could serve.
+type Prepared = Result<Doorbell, ServeError>;
+
+/// What a core needs of the others, and its listener.
+struct Go {
+    mesh: Mesh,
+    listener: TcpListener,
+}
+
+/// Starts a node: returns when it accepts connections.
+pub fn start(options: Options) -> Result<Running, ServeError> {
+    let data = DataDir::open(&options.data, &options.format)?;
+    let super_block = data.super_block();
+    let cores = u16::try_from(options.processors.len()).unwrap_or(u16::MAX);
+    let placement = Placement::new(
+        HashKey(super_block.hash_key),
+        super_block.shards,
+        super_block.logs,
+        cores,
+    );
+    let (address, listeners) = bind(options.listen, options.processors.len())?;
+    let sleepers: Vec<_> = (0..cores).map(|_| Arc::new(Sleeper::new())).collect();
+    let mut starting = Vec::new();
+    for (index, &processor) in options.processors.iter().enumerate() {
+        let (prepared, is_prepared) = bounded(1);
+        let (go, may_go) = bounded(1);
+        let (control, orders) = bounded(4);
+        let seed = Seed {
+            #[expect(clippy::cast_possible_truncation, reason = "counted as u16 above")]
+            id: CoreId(index as u16),
+            placement,
+            cluster: super_block.cluster_id,
+            options: options.clone(),
+            data: data.handle(),
+            sleeper: sleepers[index].clone(),
+            orders,
+        };
+        let thread = LocalExecutorBuilder::new(Pin::Fixed(processor))
+            .name(&format!("iris-core-{index}"))
+            .io_memory(EXECUTOR_IO_MEMORY)
+            .spawn(move || seed.run(prepared, may_go))
+            .map_err(|error| ServeError::Executor { processor, reason: error.to_string() })?;
+        starting.push((thread, is_prepared, go, control));
+    }
+    let mut doorbells = Vec::new();
+    for (index, (_, is_prepared, ..)) in starting.iter().enumerate() {
+        let processor = options.processors[index];
+        let doorbell = is_prepared.recv().map_err(|_| ServeError::Executor {
+            processor,
+            reason: "it ended before it was ready".to_owned(),
+        })??;
+        doorbells.push(doorbell);
+    }
+    let meshes = weave(&sleepers, &doorbells);
+    let mut running = Running { address, control: Vec::new(), threads: Vec::new(), _data: data };
+    for ((((thread, _, go, control), mesh), listener), doorbell) in
+        starting.into_iter().zip(meshes).zip(listeners).zip(doorbells)
+    {
+        // A core that is gone has sent its error above.
+        let _ = go.send(Go { mesh, listener });
+        running.control.push((control, doorbell));
+        running.threads.push(thread);
+    }
+    Ok(running)
+}
+
+/// One listener per core on the same address: the kernel spreads connections over them.
+fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<TcpListener>), ServeError> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let mut actual = address;
+    let mut listeners = Vec::new();
+    for _ in 0..count {
+        let open = || {
+            let socket =
+                Socket::new(Domain::for_address(actual), Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            socket.set_reuse_port(true)?;
+            socket.bind(&actual.into())?;
+            socket.listen(LISTEN_BACKLOG)?;
+            let listener = TcpListener::from(socket);
+            listener.local_addr().map(|address| (address, listener))
+        };
+        let (bound, listener) =
+            open().map_err(|source| ServeError::Listen { address: actual, source })?;
+        actual = bound;
+        listeners.push(listener);
+    }
+    Ok((actual, listeners))
+}
+
+/// Links every core with every other one.
+fn weave(sleepers: &[Arc<Sleeper>], doorbells: &[Doorbell]) -> Vec<Mesh> {
+    let count = sleepers.len();
+    let mut producers: Vec<Vec<Option<Producer<Parcel>>>> = Vec::new();
+    let mut consumers: Vec<Vec<Option<Consumer<Parcel>>>> = Vec::new();
+    for _ in 0..count {
+        producers.push((0..count).map(|_| None).collect());
+        consumers.push((0..count).map(|_| None).collect());
+    }
+    for from in 0..count {
+        for to in (0..count).filter(|&to| to != from) {
+            let (producer, consumer) = link(sleepers[to].clone());
+            producers[from][to] = Some(producer);
+            consumers[to][from] = Some(consumer);
+        }
+    }
+    let ends = producers.into_iter().zip(consumers);
+    ends.map(|(producers, consumers)| {
+        let both = producers.into_iter().zip(consumers).enumerate();
+        let peers = both.filter_map(|(other, (producer, consumer))| {
+            let core = CoreId(u16::try_from(other).ok()?);
+            Some(Peer::new(core, producer?, consumer?, doorbells[other].clone()))
+        });
+        Mesh::new(peers.collect())
+    })
+    .collect()
+}
+
+/// What a core's thread starts from.
+struct Seed {
+    id: CoreId,
+    placement: Placement,
+    cluster: [u8; 16],
+    options: Options,
+    data: super::storage::DataDirHandle,
+    sleeper: Arc<Sleeper>,
+    orders: Receiver<Control>,
+}
+
+impl Seed {
+    /// The life of one core.
+    async fn run(self, prepared: Sender<Prepared>, may_go: Receiver<Go>) {
+        let ready = self.recover().and_then(|durable| {
+            let sockets = Sockets::new(SocketsConfig::default())?;
+            let waiter = Waiter::new(&sockets)?;
+            Ok((durable, sockets, waiter))
+        });
+        let (durable, sockets, waiter) = match ready {
+            Ok(ready) => ready,
+            Err(error) => {
+                let _ = prepared.send(Err(error)); // the starter waits for exactly this
+                return;
+            }
+        };
+        let doorbell = sockets.doorbell();
+        let _ = prepared.send(Ok(doorbell.clone()));
+        // Blocks this thread, which has nothing to do yet. An error: another core did not start.
+        let Ok(Go { mesh, listener }) = may_go.recv() else { return };
+        glommio::spawn_local(async move {
+            loop {
+                glommio::timer::sleep(TICK).await;
+                doorbell.ring();
+            }
+        })
+        .detach();
+        let (logs, shards) = durable;
+        let parts = CoreParts {
+            id: self.id,
+            placement: self.placement,
+            tls: self.options.tls,
+            keyring: self.options.keyring,
+            cluster: self.cluster,
+            hello_timeout: self.options.hello_timeout,
+            logs,
+            shards,
+            mesh,
+            sleeper: self.sleeper,
+            control: self.orders,
+            hooks: self.options.hooks,
+        };
+        let mut core = Core::new(parts, sockets);
+        core.listen(listener);
+        core.run(waiter).await;
+    }
+
+    /// Replays this core's logs into its shards.
+    fn recover(&self) -> Result<Durable, ServeError> {
+        let placement = self.placement;
+        let mut shards: Vec<Option<Box<Shard>>> = (0..placement.shards())
+            .map(|shard| {
+                let id = ShardId(shard);
+                let mine = placement.core_of(id) == self.id;
+                mine.then(|| {
+                    let key = HashKey(self.data.super_block().hash_key);
+                    Box::new(Shard::new(id, key, self.options.inbox_entries_max))
+                })
+            })
+            .collect();
+        let mut logs = Vec::new();
+        for log in (0..placement.logs()).map(LogId) {
+            if placement.core_of_log(log) != self.id {
+                continue;
+            }
+            let mut failed = None;
+            let recovered = Log::recover(&self.data, log.0, &mut |recovered| {
+                if failed.is_none() {
+                    failed = replay(&mut shards, &recovered).err();
+                }
+            })?;
+            if let Some(error) = failed {
+                return Err(error.into());
+            }
+            logs.push((log, recovered));
+        }
+        Ok((logs, shards))
+    }
+}
+
+type Durable = (Vec<(LogId, Log)>, Vec<Option<Box<Shard>>>);
+
+fn replay(shards: &mut [Option<Box<Shard>>], recovered: &Recovered<'_>) -> Result<(), ApplyError> {
+    let record = &recovered.record;
+    if record.kind != RecordKind::Entry {
+        return Ok(());
+    }
+    let shard = shards.get_mut(usize::from(record.shard)).and_then(Option::as_mut);
+    let Some(shard) = shard else {
+        unreachable!("a log holds only the shards that are dealt to it");
+    };
+    let entry = Entry {
+        index: record.index,
+        term: record.term,
+        time_ms: record.a,
+        payload: recovered.payload,
+        position: recovered.lsn_of_payload,
+    };
+    let mut effects = Vec::new();
+    shard.apply(&entry, &[], &mut effects)
+}

@@ -1,0 +1,133 @@
+//! From Hello to an identity: the rules between a verified token and a session.
+//!
+//! The token has been verified before anything here runs; what the client says beside it may narrow
+//! the token and never widen it (R: A-4).
+
+use iris_proto::id::{DeviceId, SendEpoch};
+use iris_proto::limits::VERSION;
+use iris_proto::v2::GoodbyeReason;
+use iris_proto::wire::HelloRef;
+
+use super::Identity;
+use crate::auth::Claims;
+use crate::placement::UserHash;
+
+/// The device of a session whose token and Hello name none.
+pub const DEVICE_DEFAULT: &str = "main";
+
+/// Whether a Hello can be talked to at all; asked before its token is looked at.
+pub fn check_version(hello: &HelloRef<'_>) -> Result<(), GoodbyeReason> {
+    if (hello.version_min..=hello.version_max).contains(&VERSION) {
+        Ok(())
+    } else {
+        Err(GoodbyeReason::Version)
+    }
+}
+
+/// Joins what the token says with what the client says.
+pub fn identify(
+    claims: Claims,
+    hello: &HelloRef<'_>,
+    hash: UserHash,
+) -> Result<Identity, GoodbyeReason> {
+    let device = match claims.device {
+        Some(device) if hello.device.is_empty() || hello.device == device.as_str() => device,
+        Some(_) => return Err(GoodbyeReason::DeviceMismatch),
+        None if hello.device.is_empty() => named(DEVICE_DEFAULT)?,
+        None => named(hello.device)?,
+    };
+    Ok(Identity {
+        user: claims.user,
+        hash,
+        device,
+        epoch: SendEpoch(hello.send_epoch),
+        expires_s: claims.expires_s,
+        send_only: hello.capabilities.iter().any(|name| name == iris_proto::limits::SEND_ONLY),
+    })
+}
+
+fn named(device: &str) -> Result<DeviceId, GoodbyeReason> {
+    DeviceId::new(device).map_err(|_| GoodbyeReason::BadFrame)
+}
+
+#[cfg(test)]
+mod tests {
+    use iris_proto::id::UserId;
+    use iris_proto::wire::{ClientFrameRef, decode_client};
+    use iris_proto::{frame, v2};
+    use prost::Message;
+
+    use super::*;
+
+    fn with_hello<R>(hello: v2::Hello, check: impl FnOnce(&HelloRef<'_>) -> R) -> R {
+        let frame = v2::ClientFrame { frame: Some(v2::client_frame::Frame::Hello(hello)) };
+        let mut bytes = Vec::new();
+        frame::append(&mut bytes, |out| frame.encode(out).unwrap());
+        let Ok(ClientFrameRef::Hello(hello)) = decode_client(&bytes[frame::LENGTH_BYTES..]) else {
+            panic!("a hello was encoded");
+        };
+        check(&hello)
+    }
+
+    fn hello(device: &str) -> v2::Hello {
+        v2::Hello {
+            device: device.to_owned(),
+            send_epoch: 7,
+            version_min: 2,
+            version_max: 2,
+            ..Default::default()
+        }
+    }
+
+    fn claims(device: Option<&str>) -> Claims {
+        Claims {
+            user: UserId::new("ann").unwrap(),
+            device: device.map(|device| DeviceId::new(device).unwrap()),
+            expires_s: 10,
+            issued_s: 0,
+            jti: None,
+        }
+    }
+
+    fn device_of(token: Option<&str>, said: &str) -> Result<String, GoodbyeReason> {
+        with_hello(hello(said), |hello| identify(claims(token), hello, UserHash(1)))
+            .map(|identity| identity.device.as_str().to_owned())
+    }
+
+    /// R: A-4
+    #[test]
+    fn a_token_for_one_device_cannot_be_used_by_another() {
+        assert_eq!(device_of(Some("phone"), "phone").as_deref(), Ok("phone"));
+        assert_eq!(device_of(Some("phone"), "").as_deref(), Ok("phone"));
+        assert_eq!(device_of(Some("phone"), "laptop"), Err(GoodbyeReason::DeviceMismatch));
+    }
+
+    #[test]
+    fn a_token_for_the_user_leaves_the_device_to_the_client() {
+        assert_eq!(device_of(None, "laptop").as_deref(), Ok("laptop"));
+        assert_eq!(device_of(None, "").as_deref(), Ok(DEVICE_DEFAULT));
+    }
+
+    #[test]
+    fn a_client_without_a_common_version_is_told_so() {
+        let versions = |version_min, version_max| {
+            let hello = v2::Hello { version_min, version_max, ..hello("") };
+            with_hello(hello, check_version)
+        };
+        assert_eq!(versions(1, 2), Ok(()));
+        assert_eq!(versions(2, 9), Ok(()));
+        assert_eq!(versions(3, 9), Err(GoodbyeReason::Version));
+        assert_eq!(versions(0, 1), Err(GoodbyeReason::Version));
+        assert_eq!(versions(9, 1), Err(GoodbyeReason::Version));
+    }
+
+    #[test]
+    fn a_client_that_only_sends_says_so() {
+        let hello = v2::Hello {
+            capabilities: vec!["other".to_owned(), "send-only".to_owned()],
+            ..hello("")
+        };
+        let identity = with_hello(hello, |hello| identify(claims(None), hello, UserHash(1)));
+        assert!(identity.unwrap().send_only);
+    }
+}
