@@ -4,8 +4,8 @@
 //! the token and never widen it (R: A-4).
 
 use iris_proto::id::{DeviceId, SendEpoch};
-use iris_proto::limits::VERSION;
-use iris_proto::v2::GoodbyeReason;
+use iris_proto::limits::{self, VERSION};
+use iris_proto::v2::{self, GoodbyeReason};
 use iris_proto::wire::HelloRef;
 
 use super::Identity;
@@ -42,8 +42,22 @@ pub fn identify(
         device,
         epoch: SendEpoch(hello.send_epoch),
         expires_s: claims.expires_s,
-        send_only: hello.capabilities.iter().any(|name| name == iris_proto::limits::SEND_ONLY),
+        send_only: hello.capabilities.iter().any(|name| name == limits::SEND_ONLY),
     })
+}
+
+/// The bounds that a Welcome announces.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "both are far below 4 GiB")]
+pub fn limits() -> v2::Limits {
+    v2::Limits {
+        frame_bytes: limits::FRAME_BYTES_MAX as u32,
+        body_bytes: limits::BODY_BYTES_MAX as u32,
+        sends_in_flight: limits::SENDS_IN_FLIGHT_MAX,
+        window_entries: limits::WINDOW_ENTRIES_MAX,
+        window_bytes: limits::WINDOW_BYTES_MAX,
+        fetch_entries: limits::FETCH_ENTRIES_MAX,
+    }
 }
 
 fn named(device: &str) -> Result<DeviceId, GoodbyeReason> {
@@ -54,7 +68,7 @@ fn named(device: &str) -> Result<DeviceId, GoodbyeReason> {
 mod tests {
     use iris_proto::id::UserId;
     use iris_proto::wire::{ClientFrameRef, decode_client};
-    use iris_proto::{frame, v2};
+    use iris_proto::frame;
     use prost::Message;
 
     use super::*;

@@ -19,7 +19,7 @@ use super::connection::{Connection, Handoff, Live, Login, State};
 use crate::runtime::mesh::Message;
 use crate::runtime::stream::{BufferId, Ended, SocketId};
 use crate::runtime::tls::Tls;
-use crate::session::login::{check_version, identify};
+use crate::session::login::{check_version, identify, limits};
 use crate::session::{FetchRefusal, Session};
 use crate::shard::command::Append;
 use crate::shard::{Input, ReplyTo};
@@ -259,7 +259,7 @@ impl Core {
         let welcome = v2::Welcome {
             session,
             version: iris_proto::limits::VERSION,
-            limits: Some(wire::limits()),
+            limits: Some(limits()),
             server_time_ms: self.now.unix_ms,
             head_seq: head.0,
             cursor: start.0,
