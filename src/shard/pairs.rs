@@ -8,7 +8,7 @@
 //! ```
 //!
 //! and stays within 24 bytes a pair with its free slots (R: B-5): open addressing in order of the
-//! fingerprint, filled to at most 9/10, growing by 1/12. Being ordered, it has one layout for one
+//! fingerprint, filled between 6/7 and 9/10. Being ordered, it has one layout for one
 //! content up to free slots, can be written out and compared as it lies, and grows in one streaming
 //! pass.
 //!
@@ -195,7 +195,7 @@ impl Pairs {
     fn grow(&mut self, day: u16) {
         let live = |slot: &Slot| day.saturating_sub(day_of(slot)) <= PAIR_IDLE_DAYS;
         let kept = self.slots.iter().filter(|slot| **slot != EMPTY && live(slot)).count();
-        let homes = ((kept + 1) * 6 / 5).max(PAIRS_MIN); // filled to 5/6, and to 9/10 before the next
+        let homes = ((kept + 1) * 7 / 6).max(PAIRS_MIN); // filled to 6/7, and to 9/10 before the next
         self.rebuild(homes, Some(day));
     }
 
