@@ -114,6 +114,11 @@ text_id! {
     DeviceId, check_device
 }
 
+/// The device of a client that names none, neither in its token nor in its Hello.
+pub const DEVICE_DEFAULT: &str = "main";
+
+const _: () = assert!(check_device(DEVICE_DEFAULT).is_ok());
+
 /// Position in one user's inbox: starts at 1, gains 1 per stored message, is never reused.
 /// Zero stands for "before the first". Comparing two users' values means nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

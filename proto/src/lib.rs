@@ -7,5 +7,18 @@
 
 extern crate alloc;
 
+pub mod frame;
 pub mod id;
 pub mod limits;
+pub mod reject;
+pub mod wire;
+
+/// The types that `iris.proto` describes, made by prost.
+pub mod v2 {
+    #![expect(
+        clippy::all,
+        clippy::pedantic,
+        reason = "generated; the schema is the documentation"
+    )]
+    include!(concat!(env!("OUT_DIR"), "/iris.v2.rs"));
+}

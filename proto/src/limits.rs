@@ -21,6 +21,12 @@ pub const CAPABILITIES_MAX: usize = 32;
 pub const CAPABILITY_BYTES_MAX: usize = 32;
 /// Entries that one Fetch may ask for. More: the answer stops here and says that there is more.
 pub const FETCH_ENTRIES_MAX: u32 = 1_000;
+/// Fetches of one session that may wait for their answer. More: `Rejected(OVERLOADED)`.
+pub const FETCHES_IN_FLIGHT_MAX: u32 = 1;
+/// Bytes of the text for people in Rejected and Goodbye. A longer one is cut by its writer.
+pub const TEXT_BYTES_MAX: usize = 256;
+/// Bytes of the other address in Goodbye: a host name of 253 bytes, a colon and a port.
+pub const ADDRESS_BYTES_MAX: usize = 259;
 /// Sends of one session that may wait for their answer. At the limit the server stops reading that
 /// session's socket until answers leave.
 pub const SENDS_IN_FLIGHT_MAX: u32 = 1_024;

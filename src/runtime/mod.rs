@@ -1,1 +1,4 @@
-//! To come.
+//! The shell: what touches the kernel.
+
+pub mod stream;
+pub mod tls;

@@ -1,0 +1,355 @@
+//! What completions mean: each names its operation by a tag, and becomes at most a few events.
+
+use super::*;
+
+/// Which operation a completion belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Receive = 1,
+    Send,
+    Connect,
+    Cancel,
+    Accept,
+    AcceptCancel,
+    AcceptTimer,
+    Write,
+    Sync,
+    Populate,
+    /// The cancellation of everything, when the rings are dropped.
+    CancelAll,
+}
+
+const KINDS: [Kind; 11] = [
+    Kind::Receive,
+    Kind::Send,
+    Kind::Connect,
+    Kind::Cancel,
+    Kind::Accept,
+    Kind::AcceptCancel,
+    Kind::AcceptTimer,
+    Kind::Write,
+    Kind::Sync,
+    Kind::Populate,
+    Kind::CancelAll,
+];
+
+/// The name of an operation, as it travels through the kernel: `slot 24 | kind 8 | generation 32`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tag {
+    pub(super) kind: Kind,
+    pub(super) slot: u32,
+    pub(super) generation: u32,
+}
+
+impl Tag {
+    pub(super) const CANCEL_ALL: Tag = Tag {
+        kind: Kind::CancelAll,
+        slot: 0,
+        generation: 0,
+    };
+
+    pub(super) fn socket(kind: Kind, id: SocketId) -> Tag {
+        Tag {
+            kind,
+            slot: id.slot,
+            generation: id.generation,
+        }
+    }
+
+    pub(super) fn pack(self) -> u64 {
+        assert!((self.slot as usize) < SOCKETS_MAX);
+        u64::from(self.slot) << 40 | (self.kind as u64) << 32 | u64::from(self.generation)
+    }
+
+    pub(super) fn unpack(user_data: u64) -> Tag {
+        let number = (user_data >> 32) as u8;
+        let Some(&kind) = KINDS.get(usize::from(number).wrapping_sub(1)) else {
+            unreachable!("the kernel returned a tag that was never given: {user_data:#x}");
+        };
+        Tag {
+            kind,
+            slot: (user_data >> 40) as u32,
+            generation: user_data as u32,
+        }
+    }
+
+    fn id(self) -> SocketId {
+        SocketId {
+            slot: self.slot,
+            generation: self.generation,
+        }
+    }
+}
+
+/// Accepting rests this long after an error. Static, since the kernel reads it at submission.
+static BACKOFF: types::Timespec = types::Timespec::new().nsec(ACCEPT_BACKOFF_MS * 1_000_000);
+
+/// An accepted connection that nobody will hear of is closed.
+pub(super) fn close_if_accepted(completion: Completion) {
+    if Tag::unpack(completion.user_data).kind == Kind::Accept && completion.result >= 0 {
+        drop(accepted(completion.result));
+    }
+}
+
+fn accepted(fd: i32) -> OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A completion's result as success with a count, or an errno.
+fn outcome(result: i32) -> Result<u32, i32> {
+    u32::try_from(result).map_err(|_| -result)
+}
+
+impl Sockets {
+    /// Takes in one completion.
+    pub(super) fn complete(&mut self, completion: Completion, events: &mut Vec<Event>) {
+        let tag = Tag::unpack(completion.user_data);
+        match tag.kind {
+            Kind::Receive => self.received(tag.id(), completion, events),
+            Kind::Send => self.sent(tag.id(), completion, events),
+            Kind::Connect => self.connected(tag.id(), completion, events),
+            Kind::Cancel => self.cancelled(tag.id()),
+            Kind::Accept => self.accept_completed(tag.generation, completion, events),
+            Kind::AcceptCancel => self.accept_cancelled(tag.generation),
+            Kind::AcceptTimer => self.accept_rested(tag.generation),
+            Kind::Write | Kind::Sync | Kind::Populate => {
+                if let Some(event) = self.jobs.complete(tag, completion.result) {
+                    events.push(event);
+                }
+            }
+            Kind::CancelAll => unreachable!("only when dropped"),
+        }
+    }
+
+    fn received(&mut self, id: SocketId, completion: Completion, events: &mut Vec<Event>) {
+        let result = outcome(completion.result);
+        let buffer = match (completion.buffer(), result) {
+            (Some(number), Ok(bytes)) if bytes > 0 => Some(self.buffers.take(number, bytes)),
+            (Some(number), _) => {
+                self.buffers.return_unused(number);
+                None
+            }
+            (None, _) => None,
+        };
+        let Some(slot) = self.slots.get(id) else {
+            // An old generation: the slot's owner has changed, which the invariant excludes; a
+            // buffer is never lost over it.
+            debug_assert!(false, "a receive outlived its socket");
+            buffer
+                .into_iter()
+                .for_each(|buffer| self.buffers.release(buffer));
+            return;
+        };
+        if !completion.more() {
+            slot.operations &= !RECEIVE;
+        }
+        let closing = slot.is(CLOSING);
+        let mut starved = false;
+        match (buffer, result) {
+            (Some(buffer), _) if closing => self.buffers.release(buffer),
+            (Some(buffer), _) => events.push(Event::Received { id, buffer }),
+            (None, Err(libc::ENOBUFS)) => starved = !slot.is(STARVED | ENDED),
+            (None, Err(libc::ECANCELED | libc::EINTR | libc::EAGAIN)) => {}
+            (None, result) => {
+                let told = slot.is(ENDED);
+                slot.state |= ENDED;
+                if !told && !closing {
+                    let reason = result.map_or_else(Ended::Error, |_| Ended::Eof);
+                    events.push(Event::Ended { id, reason });
+                }
+            }
+        }
+        if starved && let Some(slot) = self.slots.get(id) {
+            slot.state |= STARVED;
+            self.slots.starve(id);
+        }
+        if !completion.more() {
+            self.settle(id, events);
+        }
+    }
+
+    fn sent(&mut self, id: SocketId, completion: Completion, events: &mut Vec<Event>) {
+        let Some(slot) = self.slots.get(id) else {
+            unreachable!("a send outlived its socket")
+        };
+        assert!(slot.has(SEND));
+        let mut result = outcome(completion.result);
+        if let Ok(bytes) = result {
+            slot.sent += bytes;
+            let left = slot.sending.len() - slot.sent as usize;
+            if left > 0 && bytes > 0 && !slot.is(CLOSING) {
+                // Cut short, by a signal or an error to come: the rest tells which.
+                return self.push_send(id);
+            }
+            if left > 0 {
+                result = Err(if slot.is(CLOSING) {
+                    libc::ECANCELED
+                } else {
+                    libc::EPIPE
+                });
+            }
+        }
+        slot.operations &= !SEND;
+        let buffer = std::mem::take(&mut slot.sending);
+        events.push(Event::Sent {
+            id,
+            buffer,
+            result: result.map(|_| ()),
+        });
+        if self
+            .slots
+            .get(id)
+            .is_some_and(|slot| slot.is(CLOSING | DETACHING))
+        {
+            self.settle(id, events);
+        }
+    }
+
+    fn connected(&mut self, id: SocketId, completion: Completion, events: &mut Vec<Event>) {
+        let Some(slot) = self.slots.get(id) else {
+            unreachable!("a connect outlived its socket")
+        };
+        assert!(slot.has(CONNECT));
+        slot.operations &= !CONNECT;
+        slot.address = None;
+        let result = outcome(completion.result).map(|_| ());
+        slot.state |= if result.is_ok() { CONNECTED } else { ENDED };
+        if !slot.is(CLOSING) {
+            events.push(Event::Connected { id, result });
+        }
+        self.settle(id, events);
+    }
+
+    /// A cancellation may find its operation just under way and miss it. So look again, but in the
+    /// next turn: what it did cancel completes in this one.
+    fn cancelled(&mut self, id: SocketId) {
+        let Some(slot) = self.slots.get(id) else {
+            unreachable!("a cancellation outlived its socket")
+        };
+        assert!(slot.has(CANCEL));
+        slot.operations &= !CANCEL;
+        self.slots.unsettle(id);
+    }
+
+    pub(super) fn arm_accept(&mut self) {
+        let Some(listener) = &mut self.listener else {
+            return;
+        };
+        assert!(!listener.armed);
+        listener.armed = true;
+        let tag = Tag {
+            kind: Kind::Accept,
+            slot: 0,
+            generation: listener.generation,
+        };
+        let entry = opcode::AcceptMulti::new(types::Fd(listener.socket.as_raw_fd()))
+            .flags(libc::SOCK_CLOEXEC)
+            .build()
+            .user_data(tag.pack());
+        // SAFETY: the entry points to nothing.
+        unsafe { self.ring.push(entry) };
+    }
+
+    /// Closes a stopping listener as soon as nothing of it is under way.
+    pub(super) fn wind_down_listener(&mut self) {
+        let Some(listener) = &mut self.listener else {
+            return;
+        };
+        if !listener.stopping || listener.cancelling {
+            return;
+        }
+        if !listener.armed {
+            self.listener = None;
+            return;
+        }
+        listener.cancelling = true;
+        let generation = listener.generation;
+        let accept = Tag {
+            kind: Kind::Accept,
+            slot: 0,
+            generation,
+        }
+        .pack();
+        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::user_data(accept))
+            .build()
+            .user_data(
+                Tag {
+                    kind: Kind::AcceptCancel,
+                    slot: 0,
+                    generation,
+                }
+                .pack(),
+            );
+        // SAFETY: the entry points to nothing.
+        unsafe { self.ring.push(entry) };
+    }
+
+    fn accept_completed(
+        &mut self,
+        generation: u32,
+        completion: Completion,
+        events: &mut Vec<Event>,
+    ) {
+        let result = outcome(completion.result);
+        if result.is_ok() {
+            events.push(Event::Accepted {
+                socket: accepted(completion.result),
+            });
+        }
+        let listener = self
+            .listener
+            .as_mut()
+            .filter(|it| it.generation == generation);
+        let Some(listener) = listener else {
+            unreachable!("an accept outlived its listener")
+        };
+        if completion.more() {
+            return;
+        }
+        listener.armed = false;
+        if listener.stopping {
+            return self.wind_down_listener();
+        }
+        match result {
+            // The peer gave up between its SYN and our accept: not our trouble.
+            Ok(_) | Err(libc::ECONNABORTED | libc::EINTR) => self.arm_accept(),
+            Err(errno) => {
+                events.push(Event::AcceptFailed { errno });
+                let tag = Tag {
+                    kind: Kind::AcceptTimer,
+                    slot: 0,
+                    generation,
+                };
+                let entry = opcode::Timeout::new(&raw const BACKOFF)
+                    .build()
+                    .user_data(tag.pack());
+                // SAFETY: the entry points to a static.
+                unsafe { self.ring.push(entry) };
+            }
+        }
+    }
+
+    fn accept_cancelled(&mut self, generation: u32) {
+        if let Some(listener) = self
+            .listener
+            .as_mut()
+            .filter(|it| it.generation == generation)
+        {
+            listener.cancelling = false;
+            self.wind_down_listener();
+        }
+    }
+
+    fn accept_rested(&mut self, generation: u32) {
+        let listener = self
+            .listener
+            .as_ref()
+            .filter(|it| it.generation == generation);
+        if listener.is_some_and(|listener| !listener.armed && !listener.stopping) {
+            self.arm_accept();
+        }
+    }
+}
