@@ -12,6 +12,7 @@ pub mod config;
 pub mod log;
 #[forbid(unsafe_code)]
 pub mod placement;
+#[forbid(unsafe_code)]
 pub mod ring;
 pub mod runtime;
 #[forbid(unsafe_code)]
