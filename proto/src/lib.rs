@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+pub mod client;
 pub mod frame;
 pub mod id;
 pub mod limits;

@@ -42,6 +42,26 @@ pub const INBOX_ENTRIES_MAX: u64 = 10_000;
 pub const DEVICES_PER_USER_MAX: usize = 8;
 /// Entries before the head that a user's further device starts with, so that it is not empty.
 pub const NEW_DEVICE_ENTRIES: u64 = 1_000;
+/// Messages that one client session holds until they are answered. Full: the caller waits.
+pub const CLIENT_UNANSWERED_MAX: usize = SENDS_IN_FLIGHT_MAX as usize;
+/// Bytes of bodies that one client session holds until they are answered. Full: the caller waits.
+pub const CLIENT_UNANSWERED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Recipients of one send epoch that a client counts for. Full: it starts a new epoch.
+pub const CLIENT_STREAMS_MAX: usize = 65_536;
+/// Bytes of output that a client session makes at a time, before the last frame that it begins.
+pub const CLIENT_OUTPUT_BYTES_MAX: usize = 256 * 1024;
+/// Milliseconds that an Ack waits for later ones to join it (a guess; far below a person's notice).
+pub const CLIENT_ACK_DELAY_MS: u64 = 20;
+/// Milliseconds without a byte from the switch after which a client sends a Ping.
+pub const CLIENT_PING_AFTER_MS: u64 = 20_000;
+/// Milliseconds that a client waits for anything after its Ping, or for Welcome after its Hello. Then
+/// the connection counts as lost.
+pub const CLIENT_ANSWER_MS: u64 = 10_000;
+/// Milliseconds of the first reconnect's upper bound, when the configuration does not say.
+pub const BACKOFF_BASE_MS: u64 = 250;
+/// Milliseconds that the upper bound of a reconnect's delay grows to, when the configuration does
+/// not say.
+pub const BACKOFF_MAX_MS: u64 = 30_000;
 /// The protocol version of this crate.
 pub const VERSION: u32 = 2;
 /// The ALPN name of the protocol.
@@ -55,6 +75,9 @@ const _: () = {
             >= TOKEN_BYTES_MAX + CAPABILITIES_MAX * (CAPABILITY_BYTES_MAX + 2) + 256
     );
     assert!(NEW_DEVICE_ENTRIES <= INBOX_ENTRIES_MAX); // a new device never fills the inbox by coming
+    assert!(CLIENT_UNANSWERED_BYTES_MAX >= BODY_BYTES_MAX); // an empty queue takes any message
+    assert!(BACKOFF_BASE_MS <= BACKOFF_MAX_MS);
+    assert!(CLIENT_ACK_DELAY_MS < CLIENT_ANSWER_MS);
     assert!((WINDOW_ENTRIES_MAX as u64) < INBOX_ENTRIES_MAX); // a slow device's window fills first
 };
 

@@ -1,0 +1,510 @@
+//! The session against a small model of the switch, with connections that break anywhere.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::{String, ToString};
+use alloc::vec;
+use alloc::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::v2::{RejectCode, server_frame};
+use crate::wire::{
+    ClientFrameRef, EntryRef, SendRef, decode_client, encode_accepted, encode_entry, encode_pong,
+    encode_server,
+};
+
+/// A switch with one client: streams by number, and one inbox for the client.
+#[derive(Default)]
+struct Switch {
+    streams: BTreeMap<(u64, String), u64>,
+    stored: Vec<(String, Vec<u8>)>,
+    inbox: Vec<Vec<u8>>,
+    cursor: u64,
+    epoch: u64,
+    pushed: u64,
+    /// Answers to be given instead of storing, first come.
+    refusals: VecDeque<RejectCode>,
+    cluster: Vec<u8>,
+    resumed: Vec<Option<u64>>,
+    done: bool,
+}
+
+impl Switch {
+    fn take(&mut self, mut bytes: &[u8], decoder: &mut Decoder, out: &mut Vec<u8>) {
+        while let Some(frame) = decoder
+            .next(&mut bytes)
+            .expect("the client keeps to the limit")
+        {
+            match decode_client(frame).expect("the client sends whole frames") {
+                ClientFrameRef::Hello(hello) => {
+                    self.epoch = hello.send_epoch;
+                    self.resumed.push(hello.resume_after);
+                    let head = self.inbox.len() as u64;
+                    self.pushed = hello.resume_after.unwrap_or(self.cursor).min(head);
+                    let welcome = v2::Welcome {
+                        version: 2,
+                        head_seq: head,
+                        cursor: self.pushed,
+                        oldest_seq: 1,
+                        cluster: self.cluster.clone(),
+                        ..Default::default()
+                    };
+                    encode_server(out, server_frame::Frame::Welcome(welcome));
+                }
+                ClientFrameRef::Send(send) => self.store(&send, out),
+                ClientFrameRef::Ack(seq) => self.cursor = self.cursor.max(seq.min(self.pushed)),
+                ClientFrameRef::Ping(nonce) => encode_pong(out, nonce),
+                ClientFrameRef::Fetch(fetch) => {
+                    let (last, more) = (fetch.after, false);
+                    let fetched = v2::Fetched {
+                        tag: fetch.tag,
+                        last,
+                        more,
+                    };
+                    encode_server(out, server_frame::Frame::Fetched(fetched));
+                }
+                ClientFrameRef::Goodbye(_) => self.done = true,
+            }
+        }
+        self.push(out);
+    }
+
+    fn store(&mut self, send: &SendRef<'_>, out: &mut Vec<u8>) {
+        let last = self
+            .streams
+            .entry((self.epoch, send.to.to_string()))
+            .or_insert(0);
+        let (tag, expected) = (send.tag, *last + 1);
+        if send.n < expected {
+            return encode_accepted(out, tag, send.n);
+        }
+        let code = if send.n > expected {
+            Some(RejectCode::Gap)
+        } else {
+            self.refusals.pop_front()
+        };
+        if let Some(code) = code {
+            let rejected = v2::Rejected {
+                tag,
+                code: code.into(),
+                expected,
+                ..Default::default()
+            };
+            return encode_server(out, server_frame::Frame::Rejected(rejected));
+        }
+        *last += 1;
+        self.stored.push((send.to.to_string(), send.body.to_vec()));
+        encode_accepted(out, tag, send.n);
+    }
+
+    fn push(&mut self, out: &mut Vec<u8>) {
+        while let Some(body) = self.inbox.get(self.pushed as usize) {
+            self.pushed += 1;
+            let (from, from_device, id) = ("carol", "main", [1; 16]);
+            let (seq, time_ms, fetch_tag) = (self.pushed, 0, 0);
+            encode_entry(
+                out,
+                &EntryRef {
+                    seq,
+                    from,
+                    from_device,
+                    id,
+                    time_ms,
+                    body,
+                    fetch_tag,
+                },
+            );
+        }
+    }
+
+    fn bodies_to(&self, to: &str) -> Vec<&[u8]> {
+        let to_them = self.stored.iter().filter(|(other, _)| other == to);
+        to_them.map(|(_, body)| &body[..]).collect()
+    }
+}
+
+/// A session and its switch, joined by connections that carry a given number of bytes and break.
+struct World {
+    session: Session,
+    switch: Switch,
+    now_ms: u64,
+    events: Vec<Event>,
+}
+
+impl World {
+    fn new(config: Config) -> Self {
+        let switch = Switch::default();
+        Self {
+            session: Session::new(config),
+            switch,
+            now_ms: 0,
+            events: Vec::new(),
+        }
+    }
+
+    fn send(&mut self, to: &str, body: &[u8]) -> Ticket {
+        let to = UserId::new(to).expect("a user");
+        self.session
+            .send(&to, MessageId([2; 16]), body.to_vec())
+            .expect("there is room")
+    }
+
+    fn drain(&mut self) {
+        while let Some(event) = self.session.event() {
+            if let Event::Entry(entry) = &event {
+                self.session.ack(self.now_ms, entry.seq);
+            }
+            self.events.push(event);
+        }
+    }
+
+    /// One connection, which breaks after so many bytes up and down.
+    fn connection(&mut self, mut up: usize, mut down: usize) {
+        let Step::Connect { at_ms, .. } = self.session.step() else {
+            return;
+        };
+        self.now_ms = self.now_ms.max(at_ms);
+        self.session.connected(self.now_ms, "token");
+        let mut decoder = Decoder::new(FRAME_BYTES_MAX);
+        for _ in 0..100 {
+            let mut bytes = Vec::new();
+            self.session.write(self.now_ms, &mut bytes);
+            bytes.truncate(up);
+            up -= bytes.len();
+            let mut answer = Vec::new();
+            self.switch.take(&bytes, &mut decoder, &mut answer);
+            answer.truncate(down);
+            down -= answer.len();
+            if !answer.is_empty() {
+                self.session.received(self.now_ms, &answer);
+            }
+            self.drain();
+            let Step::Run { until_ms } = self.session.step() else {
+                return;
+            };
+            if up == 0 || down == 0 {
+                self.session.lost(self.now_ms);
+                return self.drain();
+            }
+            if bytes.is_empty() && answer.is_empty() {
+                if until_ms >= self.now_ms + CLIENT_ANSWER_MS {
+                    return; // nothing but heartbeats left
+                }
+                self.now_ms = self.now_ms.max(until_ms);
+            }
+            self.session.tick(self.now_ms);
+        }
+    }
+
+    fn accepted(&self) -> Vec<Ticket> {
+        let accepted = self.events.iter().filter_map(|event| match event {
+            Event::Accepted { ticket, .. } => Some(*ticket),
+            _ => None,
+        });
+        accepted.collect()
+    }
+
+    fn failed(&self) -> Vec<(Ticket, SendFailure)> {
+        let failed = self.events.iter().filter_map(|event| match event {
+            Event::Failed { ticket, reason } => Some((*ticket, reason.clone())),
+            _ => None,
+        });
+        failed.collect()
+    }
+
+    fn entries(&self) -> Vec<u64> {
+        let entries = self.events.iter().filter_map(|event| match event {
+            Event::Entry(entry) => Some(entry.seq.0),
+            _ => None,
+        });
+        entries.collect()
+    }
+}
+
+const ALL: usize = usize::MAX;
+
+proptest! {
+    /// R: B-4, B-5, B-6, G-1
+    #[test]
+    fn nothing_is_lost_doubled_or_reordered_wherever_connections_break(
+        sends in proptest::collection::vec(0_usize..3, 1..40),
+        inbox in 0_usize..30,
+        cuts in proptest::collection::vec((0_usize..900, 0_usize..900), 0..12),
+        overloads in 0_usize..6,
+        seed in any::<u64>(),
+    ) {
+        let mut world = World::new(Config { seed, ..Default::default() });
+        world.switch.refusals.extend(vec![RejectCode::Overloaded; overloads]);
+        world.switch.inbox = (0..inbox).map(|at| vec![at as u8; 10]).collect();
+        let names = ["ann", "bob", "cat"];
+        let mut cuts = cuts.into_iter();
+        let mut tickets = Vec::new();
+        for (at, to) in sends.iter().enumerate() {
+            tickets.push(world.send(names[*to], &[at as u8]));
+            if at % 3 == 2 && let Some((up, down)) = cuts.next() {
+                world.connection(up, down);
+            }
+        }
+        for (up, down) in cuts {
+            world.connection(up, down);
+        }
+        world.session.lost(world.now_ms);
+        world.connection(ALL, ALL);
+
+        let mut accepted = world.accepted();
+        accepted.sort();
+        prop_assert_eq!(accepted, tickets);
+        for (place, name) in names.iter().enumerate() {
+            let sent: Vec<Vec<u8>> = (0..sends.len())
+                .filter(|at| sends[*at] == place)
+                .map(|at| vec![at as u8])
+                .collect();
+            prop_assert_eq!(world.switch.bodies_to(name), sent);
+        }
+        prop_assert_eq!(world.entries(), (1..=inbox as u64).collect::<Vec<_>>());
+        prop_assert_eq!(world.switch.cursor, inbox as u64, "everything is acknowledged");
+    }
+
+    #[test]
+    fn garbage_from_the_switch_never_panics(
+        pieces in proptest::collection::vec(
+            proptest::collection::vec(any::<u8>(), 0..100), 1..8),
+    ) {
+        let mut world = World::new(Config::default());
+        world.send("bob", b"x");
+        world.session.connected(0, "token");
+        for piece in pieces {
+            world.session.received(0, &piece);
+            world.session.write(0, &mut Vec::new());
+            world.drain();
+        }
+    }
+}
+
+#[test]
+fn refused_message_fails_alone_and_those_behind_it_take_its_number() {
+    let mut world = World::new(Config::default());
+    let tickets: Vec<Ticket> = [b"a", b"b", b"c"]
+        .map(|body| world.send("bob", body))
+        .to_vec();
+    world.switch.refusals.push_back(RejectCode::InboxFull);
+    world.connection(ALL, ALL);
+    assert_eq!(world.switch.bodies_to("bob"), [b"b", b"c"]);
+    assert_eq!(world.accepted(), tickets[1..]);
+    let failed = world.failed();
+    assert_eq!(failed.len(), 1);
+    assert_eq!(failed[0].0, tickets[0]);
+    assert!(matches!(
+        failed[0].1,
+        SendFailure::Refused {
+            code: RejectCode::InboxFull,
+            ..
+        }
+    ));
+}
+
+/// R: B-5
+#[test]
+fn forgotten_stream_begins_a_new_epoch_and_what_is_in_doubt_is_not_sent_twice() {
+    let mut world = World::new(Config::default());
+    let first = world.send("bob", b"1");
+    world.connection(ALL, ALL);
+    assert_eq!(world.accepted(), [first]);
+    let old_epoch = world.switch.epoch;
+    // "2" arrives and its answer is lost; then the switch forgets; "3" was never sent.
+    let in_doubt = world.send("bob", b"2");
+    let mut out = Vec::new();
+    world.session.write(world.now_ms, &mut out);
+    world
+        .switch
+        .take(&out, &mut Decoder::new(FRAME_BYTES_MAX), &mut Vec::new());
+    world.session.lost(world.now_ms);
+    world.switch.streams.clear();
+    let never_sent = world.send("bob", b"3");
+    let other = world.send("ann", b"4");
+    world.connection(ALL, ALL);
+    world.connection(ALL, ALL);
+    assert_ne!(world.switch.epoch, old_epoch);
+    assert_eq!(world.failed(), [(in_doubt, SendFailure::InDoubt)]);
+    assert_eq!(world.accepted(), [first, other, never_sent], "ann's stream was not forgotten");
+    assert_eq!(world.switch.bodies_to("bob"), [b"1", b"2", b"3"]);
+    assert_eq!(world.switch.bodies_to("ann"), [b"4"]);
+    assert!(
+        world
+            .events
+            .contains(&Event::Disconnected(Disconnect::NewEpoch))
+    );
+}
+
+#[test]
+fn other_data_behind_the_switch_voids_the_cursor() {
+    let config = Config {
+        resume_after: Some(Seq(5)),
+        cluster: Some([1; 16]),
+        ..Default::default()
+    };
+    let mut world = World::new(config);
+    world.switch.cluster = vec![2; 16];
+    world.switch.inbox = vec![vec![9]; 7];
+    world.connection(ALL, ALL);
+    world.connection(ALL, ALL);
+    assert_eq!(world.switch.resumed, [Some(5), None]);
+    assert_eq!(world.entries(), [1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// R: B-6
+#[test]
+fn resume_starts_after_the_safe_position_and_says_what_retention_took() {
+    let mut world = World::new(Config {
+        resume_after: Some(Seq(2)),
+        ..Default::default()
+    });
+    world.switch.inbox = vec![vec![9]; 4];
+    world.connection(ALL, ALL);
+    assert_eq!(world.entries(), [3, 4]);
+
+    let mut session = Session::new(Config {
+        resume_after: Some(Seq(2)),
+        ..Default::default()
+    });
+    session.connected(0, "token");
+    let welcome = v2::Welcome {
+        head_seq: 9,
+        cursor: 6,
+        oldest_seq: 7,
+        ..Default::default()
+    };
+    let mut bytes = Vec::new();
+    encode_server(&mut bytes, server_frame::Frame::Welcome(welcome));
+    session.received(0, &bytes);
+    let Some(Event::Welcomed(welcomed)) = session.event() else {
+        panic!("no welcome")
+    };
+    assert_eq!(welcomed.lost_upto, Some(Seq(6)));
+}
+
+#[test]
+fn entry_after_a_missing_one_is_not_handed_out() {
+    let mut world = World::new(Config::default());
+    world.connection(ALL, ALL);
+    let mut bytes = Vec::new();
+    let (from, from_device, id, body) = ("a", "b", [0; 16], &b""[..]);
+    let entry = EntryRef {
+        seq: 2,
+        from,
+        from_device,
+        id,
+        time_ms: 0,
+        body,
+        fetch_tag: 0,
+    };
+    encode_entry(&mut bytes, &entry);
+    world.session.received(world.now_ms, &bytes);
+    world.drain();
+    assert_eq!(world.entries(), []);
+    assert!(matches!(world.session.step(), Step::Connect { .. }));
+}
+
+#[test]
+fn silent_switch_is_pinged_and_then_given_up() {
+    let mut world = World::new(Config::default());
+    world.connection(ALL, ALL);
+    let Step::Run { until_ms } = world.session.step() else {
+        panic!("not connected")
+    };
+    world.session.tick(until_ms);
+    let mut out = Vec::new();
+    world.session.write(until_ms, &mut out);
+    assert!(matches!(
+        decode_client(&out[4..]),
+        Ok(ClientFrameRef::Ping(_))
+    ));
+    let Step::Run { until_ms } = world.session.step() else {
+        panic!("given up too early")
+    };
+    world.session.tick(until_ms);
+    world.drain();
+    assert_eq!(
+        world.events.last(),
+        Some(&Event::Disconnected(Disconnect::Silent))
+    );
+}
+
+#[test]
+fn goodbye_decides_between_coming_back_and_ending() {
+    let meet = |reason: GoodbyeReason| {
+        let mut world = World::new(Config::default());
+        world.connection(ALL, ALL);
+        let goodbye = v2::Goodbye {
+            reason: reason.into(),
+            retry_after_ms: 5_000,
+            other_address: "other:1".into(),
+            ..Default::default()
+        };
+        let mut bytes = Vec::new();
+        encode_server(&mut bytes, server_frame::Frame::Goodbye(goodbye));
+        world.session.received(1_000, &bytes);
+        world.session.step()
+    };
+    let Step::Connect { at_ms, address } = meet(GoodbyeReason::ShuttingDown) else {
+        panic!("it does not come back")
+    };
+    assert!((6_000..=6_000 + crate::limits::BACKOFF_BASE_MS).contains(&at_ms));
+    assert_eq!(address.as_deref(), Some("other:1"));
+    for reason in [
+        GoodbyeReason::BadToken,
+        GoodbyeReason::Replaced,
+        GoodbyeReason::Version,
+    ] {
+        assert!(
+            matches!(meet(reason), Step::End(End::Goodbye { reason: why, .. }) if why == reason)
+        );
+    }
+}
+
+#[test]
+fn close_waits_for_answers_acknowledges_and_says_goodbye() {
+    let mut world = World::new(Config::default());
+    world.switch.inbox = vec![vec![9]; 3];
+    let ticket = world.send("bob", b"last");
+    world.session.close();
+    world.connection(ALL, ALL);
+    assert_eq!(world.accepted(), [ticket]);
+    assert_eq!(world.switch.cursor, 3);
+    assert!(world.switch.done);
+    assert_eq!(world.session.step(), Step::End(End::Closed));
+    let to = UserId::new("bob").expect("a user");
+    assert_eq!(
+        world.session.send(&to, MessageId([0; 16]), vec![]),
+        Err(SendError::Closed)
+    );
+}
+
+#[test]
+fn queue_is_bounded_and_abort_tells_the_fate_of_everything_in_it() {
+    let mut world = World::new(Config::default());
+    for _ in 0..crate::limits::CLIENT_UNANSWERED_MAX {
+        world.send("bob", b"x");
+    }
+    let to = UserId::new("bob").expect("a user");
+    let over = world.session.send(&to, MessageId([0; 16]), vec![]);
+    assert_eq!(over, Err(SendError::Full));
+    let large = world.session.send(&to, MessageId([0; 16]), vec![0; 65_537]);
+    assert_eq!(
+        large,
+        Err(SendError::BodyTooLarge {
+            len: 65_537,
+            max: 65_536
+        })
+    );
+    world.session.abort();
+    world.drain();
+    let failed = world.failed();
+    assert_eq!(failed.len(), crate::limits::CLIENT_UNANSWERED_MAX);
+    assert!(
+        failed
+            .iter()
+            .all(|(_, reason)| *reason == SendFailure::NotSent)
+    );
+}
