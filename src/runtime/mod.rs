@@ -14,10 +14,12 @@ pub mod dev;
 pub mod mesh;
 pub mod preflight;
 pub mod reactor;
+mod serve;
 mod start;
 pub mod storage;
 pub mod stream;
 pub mod tls;
 
 pub use reactor::{Hooks, SyncGate};
-pub use start::{Options, Running, ServeError, start};
+pub use serve::{Ready, ServeError, serve};
+pub use start::{NodeError, Options, Running, start};

@@ -12,16 +12,15 @@ use thiserror::Error;
 
 use super::mesh::{Mesh, Parcel, Peer};
 use super::reactor::{Control, Core, CoreParts, Hooks, TICK};
-use super::storage::{DataDir, DataDirError, Format, Log, LogError, Recovered};
+use super::storage::{DataDir, DataDirError, Format, Log, LogError};
 use super::stream::{Doorbell, Sockets, SocketsConfig, StartError, Waiter};
 use crate::auth::Keyring;
 use crate::log::RecordKind;
+use crate::log::recovery::Recovered;
 use crate::placement::{CoreId, HashKey, LogId, Placement, ShardId};
 use crate::ring::{Consumer, Producer, Sleeper, link};
 use crate::shard::{ApplyError, Entry, Shard};
 
-/// Shards of a data directory that this version formats.
-pub const SHARDS: u16 = 64;
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
 /// Memory that glommio pins for its own I/O on each core. The switch's own rings do the work.
@@ -46,13 +45,15 @@ pub struct Options {
     pub hello_timeout: Duration,
     /// Unacknowledged entries of one inbox.
     pub inbox_entries_max: u64,
+    /// Connections of one core; more are closed as they come.
+    pub connections_per_core_max: usize,
     /// For tests.
     pub hooks: Hooks,
 }
 
 /// Why a node did not start.
 #[derive(Debug, Error)]
-pub enum ServeError {
+pub enum NodeError {
     /// The data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
@@ -89,7 +90,7 @@ pub struct Running {
     control: Vec<(Sender<Control>, Doorbell)>,
     threads: Vec<glommio::ExecutorJoinHandle<()>>,
     /// Keeps the lock for as long as the cores run.
-    _data: DataDir,
+    data: Arc<DataDir>,
 }
 
 impl Running {
@@ -97,6 +98,11 @@ impl Running {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Writes the address where tools on this machine find it.
+    pub fn publish_address(&self) -> Result<(), DataDirError> {
+        self.data.publish_address(&self.address.to_string())
     }
 
     /// Tells every core to say goodbye, finish and end, within `patience`; returns at once.
@@ -121,7 +127,7 @@ impl Running {
 }
 
 /// What a core tells the starter once it could serve.
-type Prepared = Result<Doorbell, ServeError>;
+type Prepared = Result<Doorbell, NodeError>;
 
 /// What a core needs of the others, and its listener.
 struct Go {
@@ -130,16 +136,14 @@ struct Go {
 }
 
 /// Starts a node: returns when it accepts connections.
-pub fn start(options: Options) -> Result<Running, ServeError> {
-    let data = DataDir::open(&options.data, &options.format)?;
+pub fn start(options: Options) -> Result<Running, NodeError> {
+    let data = Arc::new(DataDir::open(&options.data, &options.format)?);
     let super_block = data.super_block();
     let cores = u16::try_from(options.processors.len()).unwrap_or(u16::MAX);
-    let placement = Placement::new(
-        HashKey(super_block.hash_key),
-        super_block.shards,
-        super_block.logs,
-        cores,
-    );
+    // Both are below 65,536: a super block with more is refused when it is read.
+    let narrow = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+    let (shards, logs) = (narrow(super_block.shards), narrow(super_block.logs));
+    let placement = Placement::new(HashKey(super_block.hash_key), shards, logs, cores);
     let (address, listeners) = bind(options.listen, options.processors.len())?;
     let sleepers: Vec<_> = (0..cores).map(|_| Arc::new(Sleeper::new())).collect();
     let mut starting = Vec::new();
@@ -153,7 +157,7 @@ pub fn start(options: Options) -> Result<Running, ServeError> {
             placement,
             cluster: super_block.cluster_id,
             options: options.clone(),
-            data: data.handle(),
+            data: data.clone(),
             sleeper: sleepers[index].clone(),
             orders,
         };
@@ -161,20 +165,20 @@ pub fn start(options: Options) -> Result<Running, ServeError> {
             .name(&format!("iris-core-{index}"))
             .io_memory(EXECUTOR_IO_MEMORY)
             .spawn(move || seed.run(prepared, may_go))
-            .map_err(|error| ServeError::Executor { processor, reason: error.to_string() })?;
+            .map_err(|error| NodeError::Executor { processor, reason: error.to_string() })?;
         starting.push((thread, is_prepared, go, control));
     }
     let mut doorbells = Vec::new();
     for (index, (_, is_prepared, ..)) in starting.iter().enumerate() {
         let processor = options.processors[index];
-        let doorbell = is_prepared.recv().map_err(|_| ServeError::Executor {
+        let doorbell = is_prepared.recv().map_err(|_| NodeError::Executor {
             processor,
             reason: "it ended before it was ready".to_owned(),
         })??;
         doorbells.push(doorbell);
     }
     let meshes = weave(&sleepers, &doorbells);
-    let mut running = Running { address, control: Vec::new(), threads: Vec::new(), _data: data };
+    let mut running = Running { address, control: Vec::new(), threads: Vec::new(), data };
     for ((((thread, _, go, control), mesh), listener), doorbell) in
         starting.into_iter().zip(meshes).zip(listeners).zip(doorbells)
     {
@@ -187,7 +191,7 @@ pub fn start(options: Options) -> Result<Running, ServeError> {
 }
 
 /// One listener per core on the same address: the kernel spreads connections over them.
-fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<TcpListener>), ServeError> {
+fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<TcpListener>), NodeError> {
     use socket2::{Domain, Protocol, Socket, Type};
     let mut actual = address;
     let mut listeners = Vec::new();
@@ -203,7 +207,7 @@ fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<TcpListene
             listener.local_addr().map(|address| (address, listener))
         };
         let (bound, listener) =
-            open().map_err(|source| ServeError::Listen { address: actual, source })?;
+            open().map_err(|source| NodeError::Listen { address: actual, source })?;
         actual = bound;
         listeners.push(listener);
     }
@@ -244,7 +248,7 @@ struct Seed {
     placement: Placement,
     cluster: [u8; 16],
     options: Options,
-    data: super::storage::DataDirHandle,
+    data: Arc<DataDir>,
     sleeper: Arc<Sleeper>,
     orders: Receiver<Control>,
 }
@@ -275,7 +279,11 @@ impl Seed {
             }
         })
         .detach();
-        let (logs, shards) = durable;
+        let (mut logs, shards) = durable;
+        for (_, log) in &mut logs {
+            let doorbell = sockets.doorbell();
+            log.on_space_change(move || doorbell.ring());
+        }
         let parts = CoreParts {
             id: self.id,
             placement: self.placement,
@@ -283,6 +291,7 @@ impl Seed {
             keyring: self.options.keyring,
             cluster: self.cluster,
             hello_timeout: self.options.hello_timeout,
+            connections_max: self.options.connections_per_core_max,
             logs,
             shards,
             mesh,
@@ -296,7 +305,7 @@ impl Seed {
     }
 
     /// Replays this core's logs into its shards.
-    fn recover(&self) -> Result<Durable, ServeError> {
+    fn recover(&self) -> Result<Durable, NodeError> {
         let placement = self.placement;
         let mut shards: Vec<Option<Box<Shard>>> = (0..placement.shards())
             .map(|shard| {
@@ -314,7 +323,7 @@ impl Seed {
                 continue;
             }
             let mut failed = None;
-            let recovered = Log::recover(&self.data, log.0, &mut |recovered| {
+            let recovered = Log::recover(&self.data, u32::from(log.0), &mut |recovered| {
                 if failed.is_none() {
                     failed = replay(&mut shards, &recovered).err();
                 }

@@ -126,11 +126,6 @@ impl Connection {
             State::Leaving(..) | State::Entering(_) | State::Closing => false,
         }
     }
-
-    /// Whether something waits to be sent, entries aside.
-    pub fn has_output(&self) -> bool {
-        !self.out.is_empty() || !self.wire.is_empty()
-    }
 }
 
 /// A connection between two cores.

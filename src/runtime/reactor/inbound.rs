@@ -34,8 +34,8 @@ type Leave = GoodbyeReason;
 
 impl Core {
     pub(super) fn accepted(&mut self, socket: OwnedFd) {
-        if self.draining.is_some() {
-            return;
+        if self.draining.is_some() || self.sockets.count() >= self.connections_max {
+            return; // dropped, and so closed: before TLS nothing can be said
         }
         let tls = match Tls::server(self.tls.clone()) {
             Ok(tls) => tls,

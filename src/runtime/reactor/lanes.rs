@@ -42,13 +42,21 @@ struct Lane {
     id: LogId,
     log: Log,
     frame: FrameBuilder,
+    /// Whose batches `frame` holds, and where in it each one's items begin. Not empty after a turn
+    /// only while the log has no segment for the frame.
+    loaded: Vec<(ShardId, u64)>,
     /// Shards with a batch that is not in a frame yet; each at most once.
     ready: VecDeque<ShardId>,
     flight: Option<Flight>,
     /// A flight whose sync returned while a test holds it back.
     held: bool,
     last_write: Instant,
-    sealed: bool,
+}
+
+impl Lane {
+    fn is_waiting(&self) -> bool {
+        !self.ready.is_empty() || !self.loaded.is_empty()
+    }
 }
 
 /// Shards and logs of one core.
@@ -78,11 +86,11 @@ impl Lanes {
             id,
             log,
             frame: FrameBuilder::new(),
+            loaded: Vec::new(),
             ready: VecDeque::new(),
             flight: None,
             held: false,
             last_write: now,
-            sealed: true,
         };
         Self {
             placement,
@@ -117,9 +125,10 @@ impl Lanes {
         lane
     }
 
-    /// Whether a shard's log takes new messages; it does not while the disk is full.
+    /// Whether a shard's log takes new messages. When the disk has no room for a further segment it
+    /// does not: what is left is for cursors and whatever else makes room.
     pub(super) fn has_space(&mut self, shard: ShardId) -> bool {
-        !matches!(self.lane_mut(shard).log.space(), Space::Full)
+        matches!(self.lane_mut(shard).log.space(), Space::Enough)
     }
 
     /// Whether so much waits for the disk that nothing more should be read.
@@ -145,69 +154,23 @@ impl Lanes {
 
     /// Starts a write and sync on every log that has something and is not at it already.
     pub(super) fn flush(&mut self, now: &Clock, sockets: &mut Sockets) {
-        for index in 0..self.lanes.len() {
-            let lane = &mut self.lanes[index];
+        for lane in &mut self.lanes {
             if lane.flight.is_some() {
                 continue;
             }
-            let seal = !lane.sealed && now.monotonic - lane.last_write >= SEAL_AFTER;
-            if lane.ready.is_empty() && !seal {
-                continue;
+            let seal = now.monotonic - lane.last_write >= SEAL_AFTER && lane.log.seal_due();
+            if lane.is_waiting() {
+                if lane.loaded.is_empty() {
+                    let loaded = load(lane, &mut self.shards, &mut self.is_ready);
+                    self.pending_bytes = self.pending_bytes.saturating_sub(loaded);
+                }
+                launch(lane, FrameKind::Data, now, sockets);
+            } else if seal {
+                launch(lane, FrameKind::Seal, now, sockets);
             }
-            self.launch(index, now, sockets);
         }
         if self.lanes.iter().all(|lane| lane.ready.is_empty()) {
             self.pending_bytes = 0; // the sum is of estimates; here it is exact
-        }
-    }
-
-    fn launch(&mut self, index: usize, now: &Clock, sockets: &mut Sockets) {
-        let lane = &mut self.lanes[index];
-        if !lane.log.can_place() {
-            return; // the next segment is being prepared; the next turn tries again
-        }
-        let mut batches = Vec::new();
-        while let Some(&id) = lane.ready.front() {
-            let Some(shard) = &mut self.shards[usize::from(id.0)] else { unreachable!("own shard") };
-            while let Some(bytes) = shard.ready_bytes().filter(|&bytes| lane.frame.fits(bytes)) {
-                let Some(batch) = shard.take() else { unreachable!("a ready batch was counted") };
-                self.pending_bytes = self.pending_bytes.saturating_sub(bytes);
-                let header = RecordHeader {
-                    kind: RecordKind::Entry,
-                    flags: 0,
-                    shard: id.0,
-                    term: SINGLE_NODE_TERM,
-                    index: batch.index(),
-                    a: batch.time_ms(),
-                    b: batch.items() as u64,
-                };
-                let offset = lane.frame.record(header, batch.payload());
-                batches.push((id, offset as u64));
-            }
-            if shard.ready_bytes().is_some() {
-                break; // the frame is full
-            }
-            self.is_ready[usize::from(id.0)] = false;
-            lane.ready.pop_front();
-        }
-        let kind = if batches.is_empty() { FrameKind::Seal } else { FrameKind::Data };
-        lane.sealed = kind == FrameKind::Seal;
-        lane.last_write = now.monotonic;
-        match lane.log.place(&mut lane.frame, kind) {
-            Ok(Flush { writes, lsn, end }) => {
-                for (_, position) in &mut batches {
-                    *position += lsn;
-                }
-                lane.flight = Some(Flight { end, batches });
-                let writes = writes.into_iter().flatten();
-                let writes = writes.map(|write| (write.fd, write.offset, write.bytes));
-                // SAFETY: the log keeps its segments open, and hands out no slice of bytes that
-                // are not durable: positions become known by `Committed` only.
-                unsafe { sockets.write_and_sync(u64::from(lane.id.0), writes) };
-            }
-            Err(error @ (PlaceError::NoSpare | PlaceError::Full)) => {
-                unreachable!("a log that could place refused: {error}");
-            }
         }
     }
 
@@ -215,7 +178,13 @@ impl Lanes {
     ///
     /// A failed one ends the process at once: after a failed fdatasync nobody knows what is on disk,
     /// and a second one that succeeds proves nothing (R: D-4).
-    pub(super) fn synced(&mut self, job: u64, result: Result<(), i32>, buffers: Vec<Vec<u8>>, now: &Clock) {
+    pub(super) fn synced(
+        &mut self,
+        job: u64,
+        result: Result<(), i32>,
+        buffers: Vec<Vec<u8>>,
+        now: &Clock,
+    ) {
         let Some(index) = self.lanes.iter().position(|lane| u64::from(lane.id.0) == job) else {
             unreachable!("no log has number {job}");
         };
@@ -260,11 +229,64 @@ impl Lanes {
 
     /// Whether nothing waits for a disk.
     pub(super) fn is_quiet(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.flight.is_none() && lane.ready.is_empty())
+        self.lanes.iter().all(|lane| lane.flight.is_none() && !lane.is_waiting())
     }
 
-    /// Whether a log has something to write and could begin.
+    /// Whether a log has something to write and could begin, as far as is known. One that waits for
+    /// its next segment is tried again every tick.
     pub(super) fn can_launch(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.flight.is_none() && !lane.ready.is_empty())
+        let could = |lane: &Lane| lane.flight.is_none() && lane.loaded.is_empty();
+        self.lanes.iter().any(|lane| could(lane) && !lane.ready.is_empty())
     }
+}
+
+/// Puts the batches of a lane's shards into its frame, as many as fit; their bytes.
+fn load(lane: &mut Lane, shards: &mut [Option<Box<Shard>>], is_ready: &mut [bool]) -> usize {
+    let mut loaded = 0;
+    while let Some(&id) = lane.ready.front() {
+        let Some(shard) = &mut shards[usize::from(id.0)] else {
+            unreachable!("a shard of another core became ready here");
+        };
+        while let Some(bytes) = shard.ready_bytes() {
+            if !lane.frame.fits(bytes) {
+                return loaded;
+            }
+            let Some(batch) = shard.take() else { unreachable!("a ready batch was counted") };
+            let header = RecordHeader {
+                kind: RecordKind::Entry,
+                flags: 0,
+                shard: id.0,
+                term: SINGLE_NODE_TERM,
+                index: batch.index(),
+                a: batch.time_ms(),
+                b: batch.items() as u64,
+            };
+            let offset = lane.frame.record(header, batch.payload());
+            lane.loaded.push((id, offset as u64));
+            loaded += bytes;
+        }
+        is_ready[usize::from(id.0)] = false;
+        lane.ready.pop_front();
+    }
+    loaded
+}
+
+/// Gives the frame its place in the log and starts to write and sync it. Without a segment for it,
+/// it stays loaded.
+fn launch(lane: &mut Lane, kind: FrameKind, now: &Clock, sockets: &mut Sockets) {
+    let Flush { writes, lsn, end } = match lane.log.place(&mut lane.frame, kind) {
+        Ok(flush) => flush,
+        Err(PlaceError::NoSpare | PlaceError::Full) => return,
+    };
+    lane.last_write = now.monotonic;
+    let mut batches = std::mem::take(&mut lane.loaded);
+    for (_, position) in &mut batches {
+        *position += lsn;
+    }
+    lane.flight = Some(Flight { end, batches });
+    let writes = writes.into_iter().flatten();
+    let writes = writes.map(|write| (write.fd, write.offset, write.bytes));
+    // SAFETY: the log keeps its segments open, and nobody holds a slice of bytes that are not
+    // durable: positions become known by `Committed` only.
+    unsafe { sockets.write_and_sync(u64::from(lane.id.0), writes) };
 }

@@ -82,6 +82,7 @@ pub(super) struct CoreParts {
     pub keyring: Arc<Keyring>,
     pub cluster: [u8; 16],
     pub hello_timeout: Duration,
+    pub connections_max: usize,
     pub logs: Vec<(LogId, Log)>,
     pub shards: Vec<Option<Box<Shard>>>,
     pub mesh: Mesh,
@@ -99,6 +100,7 @@ pub(super) struct Core {
     keyring: Arc<Keyring>,
     cluster: [u8; 16],
     hello_timeout: Duration,
+    connections_max: usize,
     lanes: Lanes,
     mesh: Mesh,
     sleeper: Arc<Sleeper>,
@@ -144,6 +146,7 @@ impl Core {
             keyring: parts.keyring,
             cluster: parts.cluster,
             hello_timeout: parts.hello_timeout,
+            connections_max: parts.connections_max,
             lanes: Lanes::new(
                 parts.placement,
                 parts.logs,

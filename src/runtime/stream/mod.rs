@@ -100,7 +100,7 @@ impl Default for SocketsConfig {
 /// One socket of one core. Slots are dense, so `slot` may index a table of the caller's; a table
 /// entry is the same socket only if the generation is the same, too. Ids of different [`Sockets`]
 /// must not be mixed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketId {
     /// Position in the core's table of sockets.
     pub slot: u32,

@@ -1,0 +1,87 @@
+//! One node from its configuration to its last core: checks, keys, signals.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use thiserror::Error;
+
+use super::preflight::{self, PreflightError};
+use super::start::{NodeError, Options, start};
+use super::storage::{DataDirError, Format, SHARDS_DEFAULT};
+use super::tls::{TlsConfigError, server_config};
+use crate::config::{Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
+
+/// The switch listens: what its starter wants to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Ready {
+    /// The address, with the port that was taken when 0 was asked for.
+    pub addr: SocketAddr,
+}
+
+/// Why the switch did not start.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// The machine cannot run it as configured.
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    /// A file that the configuration names is unusable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Certificate or key is unusable.
+    #[error(transparent)]
+    Tls(#[from] TlsConfigError),
+    /// A core did not start.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// Signals cannot be listened for.
+    #[error("cannot listen for signals: {source}; without them the switch could not be stopped in order")]
+    Signals {
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// Runs the switch until SIGTERM or SIGINT. `ready` is called once, when clients can connect.
+pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError> {
+    // Before anything else, so that no signal after this line finds its default action.
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT]).map_err(|source| ServeError::Signals { source })?;
+    let prepared = preflight::run(&config)?;
+    let running = start(options(&config, prepared.cores)?)?;
+    running.publish_address()?;
+    tracing::info!(address = %running.address(), "ready");
+    ready(Ready { addr: running.address() });
+    if let Some(signal) = signals.forever().next() {
+        tracing::info!(signal, "stopping: clients are sent away and what is under way is finished");
+    }
+    running.drain(Duration::from_millis(config.server.drain_timeout_ms));
+    running.wait();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// What the configuration means for a node on these processors.
+fn options(config: &Config, processors: Vec<usize>) -> Result<Options, ServeError> {
+    let certificate = read_bounded(&config.tls.certificate, KEY_FILE_BYTES_MAX)?;
+    let key = read_bounded(&config.tls.key, KEY_FILE_BYTES_MAX)?;
+    let logs = u32::try_from(processors.len()).unwrap_or(SHARDS_DEFAULT).min(SHARDS_DEFAULT);
+    Ok(Options {
+        listen: config.server.listen,
+        processors,
+        data: config.server.data.clone(),
+        format: Format { logs, ..Format::default() },
+        tls: server_config(&certificate, &key)?,
+        keyring: Arc::new(config.keyring()?),
+        hello_timeout: Duration::from_millis(config.limits.hello_timeout_ms),
+        inbox_entries_max: config.limits.inbox_entries,
+        connections_per_core_max: usize::try_from(config.limits.connections_per_core)
+            .unwrap_or(usize::MAX),
+        hooks: super::Hooks::default(),
+    })
+}
