@@ -28,8 +28,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use settings::{Complaint, Kind, SETTINGS, Setting, Value, find};
-pub use settings::{Cores, Source, describe};
+pub use settings::Complaint;
+pub use settings::{CORES_MAX, Cores, Source, describe};
+use settings::{Kind, SETTINGS, Setting, Value, find};
 
 use crate::auth::{Algorithm, Key, KeyError, Keyring, Rules};
 use crate::runtime::dev::{self, DevFiles};
