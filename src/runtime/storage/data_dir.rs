@@ -1,0 +1,473 @@
+//! The data directory: found or formatted, locked, and identified.
+//!
+//! Opening never deletes anything. A directory is formatted only when nothing in it could be
+//! somebody's data. The lock is taken before a superblock is believed or written.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tracing::{info, warn};
+
+use crate::log::limits::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+use crate::log::{NodeIdentity, SegmentSize};
+
+use super::limits::{LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
+use super::super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};
+
+const LOCK_NAME: &str = "LOCK";
+const SUPER_NAMES: [&str; 2] = ["SUPER.a", "SUPER.b"];
+/// What a directory may hold and still be formatted: our own beginnings, the development keys, and
+/// what a file system puts into its root.
+const NOT_DATA: [&str; 5] = [LOCK_NAME, "dev", "lost+found", "SUPER.a.tmp", "SUPER.b.tmp"];
+/// Bytes of the lock file that are read: what we write, with room.
+const LOCK_BYTES_MAX: u64 = 512;
+
+/// Shape given to a new data directory. An existing one keeps its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    /// Logs, 1 to [`LOGS_MAX`]: the cores at that time is a good number.
+    pub logs: u32,
+    /// Shards, 1 to [`SHARDS_MAX`].
+    pub shards: u32,
+    /// Bytes of a segment: a power of two from 2 MiB to 1 GiB.
+    pub segment_bytes: u64,
+}
+
+impl Default for Format {
+    fn default() -> Self {
+        Self {
+            logs: 1,
+            shards: SHARDS_DEFAULT,
+            segment_bytes: SEGMENT_BYTES_DEFAULT,
+        }
+    }
+}
+
+/// Why a data directory cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// Another process has it open.
+    #[error(
+        "data directory {path} is in use by process {pid} (listening on {address}); stop that \
+         process or give another directory with --data"
+    )]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// Process id, as the holder wrote it; `unknown` when it had not yet.
+        pid: String,
+        /// Listen address, as the holder wrote it; `unknown` when it had not yet.
+        address: String,
+    },
+    /// Written by another version of the program.
+    #[error(
+        "data directory {path} has format version {found}, this program knows version \
+         {SUPER_VERSION}; run the program that wrote it, or give another directory with --data"
+    )]
+    OtherVersion {
+        /// The directory.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+    /// The process may not write there.
+    #[error(
+        "data directory {path} cannot be written: {source}; make it writable for this user, or \
+         give another directory with --data"
+    )]
+    NotWritable {
+        /// What could not be written.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The path names something else.
+    #[error("data directory {path} is not a directory; give another path with --data")]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// It holds other things, and no superblock.
+    #[error(
+        "{path} is not a data directory and not empty (it holds {found:?}); give an empty or new \
+         directory with --data"
+    )]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// One thing in it.
+        found: String,
+    },
+    /// It holds logs, but no superblock.
+    #[error(
+        "data directory {path} holds logs but neither SUPER.a nor SUPER.b; restore one of them from \
+         a backup (nothing was changed)"
+    )]
+    SuperMissing {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// There are superblocks, none of them whole.
+    #[error(
+        "data directory {path} has no superblock that is whole (SUPER.a, SUPER.b); restore one of \
+         them from a backup (nothing was changed)"
+    )]
+    SuperCorrupt {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A log's directory is gone.
+    #[error(
+        "data directory {path} is missing although the superblock names it; restore it from a \
+         backup (nothing was changed)"
+    )]
+    LogMissing {
+        /// The log's directory.
+        path: PathBuf,
+    },
+    /// The shape asked for is impossible.
+    #[error(
+        "cannot format with {logs} logs, {shards} shards and segments of {segment_bytes} bytes; \
+         possible are 1 to {LOGS_MAX} logs, 1 to {SHARDS_MAX} shards, and a power of two from \
+         {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX} bytes"
+    )]
+    BadFormat {
+        /// Logs asked for.
+        logs: u32,
+        /// Shards asked for.
+        shards: u32,
+        /// Bytes asked for.
+        segment_bytes: u64,
+    },
+    /// The system refused something else.
+    #[error("cannot {action} {path}: {source}; check the disk and the permissions")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+    let path = path.to_owned();
+    move |source| match source.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            DataDirError::NotWritable { path, source }
+        }
+        _ => DataDirError::Io {
+            action,
+            path,
+            source,
+        },
+    }
+}
+
+/// A data directory that this process holds. Dropping it releases the lock.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    lock: File,
+    super_block: SuperBlock,
+    /// Sequence of the superblock on disk.
+    sequence: AtomicU64,
+}
+
+impl DataDir {
+    /// Opens the data directory at `path`, creating and formatting it when it is absent or empty.
+    /// Counts its incarnation up, on disk, before it returns.
+    pub fn open(path: &Path, format: &Format) -> Result<Self, DataDirError> {
+        create(path)?;
+        let formatted = look(path)?;
+        let lock = lock(path)?;
+        let mut super_block = match read_supers(path)? {
+            Some(found) => found,
+            None if formatted => {
+                return Err(DataDirError::SuperCorrupt {
+                    path: path.to_owned(),
+                });
+            }
+            None => new_super_block(path, format)?,
+        };
+        open_logs(path, &super_block)?;
+        super_block.incarnation += 1;
+        super_block.sequence += 1;
+        write_super(path, &super_block)?;
+        info!(
+            path = %path.display(),
+            incarnation = super_block.incarnation,
+            logs = super_block.logs,
+            shards = super_block.shards,
+            "data directory opened"
+        );
+        let sequence = AtomicU64::new(super_block.sequence);
+        let data_dir = Self {
+            path: path.to_owned(),
+            lock,
+            super_block,
+            sequence,
+        };
+        data_dir.publish_address("none yet")?;
+        Ok(data_dir)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The superblock as it was when this process opened the directory.
+    pub fn super_block(&self) -> &SuperBlock {
+        &self.super_block
+    }
+
+    /// Writes the listen address into LOCK, where tools find it: `pid=…\naddr=…\n`.
+    pub fn publish_address(&self, address: &str) -> Result<(), DataDirError> {
+        let text = format!("pid={}\naddr={address}\n", std::process::id());
+        let path = self.path.join(LOCK_NAME);
+        self.lock
+            .write_all_at(text.as_bytes(), 0)
+            .and_then(|()| self.lock.set_len(text.len() as u64))
+            .map_err(failed("write", &path))
+    }
+
+    /// Notes per log how far it is known durable; a later start that finds less reports the loss.
+    /// For an orderly stop. One caller at a time.
+    pub fn record_durable(&self, durable_lsn: &[u64]) -> Result<(), DataDirError> {
+        assert_eq!(
+            durable_lsn.len(),
+            self.super_block.logs as usize,
+            "one position per log"
+        );
+        let super_block = SuperBlock {
+            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
+            durable_lsn: durable_lsn.to_vec(),
+            ..self.super_block.clone()
+        };
+        write_super(&self.path, &super_block)
+    }
+
+    /// Directory of the segments of log `log_no`.
+    pub(super) fn log_path(&self, log_no: u32) -> PathBuf {
+        log_path(&self.path, log_no)
+    }
+
+    /// What the headers of the segments of log `log_no` say.
+    pub(super) fn identity(&self, log_no: u32) -> NodeIdentity {
+        NodeIdentity {
+            cluster_id: self.super_block.cluster_id,
+            node_id: self.super_block.node_id,
+            log: log_no,
+        }
+    }
+}
+
+fn log_path(path: &Path, log_no: u32) -> PathBuf {
+    path.join(format!("log-{log_no:02}"))
+}
+
+fn create(path: &Path) -> Result<(), DataDirError> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(DataDirError::NotADirectory {
+            path: path.to_owned(),
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(path).map_err(failed("create", path))?;
+            sync_parent(path)
+        }
+        Err(error) => Err(failed("look at", path)(error)),
+    }
+}
+
+/// Whether there is a superblock; refuses a directory that has none and is not empty.
+fn look(path: &Path) -> Result<bool, DataDirError> {
+    let mut other = None;
+    for entry in fs::read_dir(path).map_err(failed("list", path))? {
+        let name = entry
+            .map_err(failed("list", path))?
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
+        if SUPER_NAMES.contains(&name.as_str()) {
+            return Ok(true);
+        }
+        if !NOT_DATA.contains(&name.as_str()) {
+            other = Some(name);
+        }
+    }
+    match other {
+        None => Ok(false),
+        Some(name) if name.starts_with("log-") || name.starts_with("ckpt-") => {
+            // A superblock is written before the first log, so one has been lost.
+            Err(DataDirError::SuperMissing {
+                path: path.to_owned(),
+            })
+        }
+        Some(found) => Err(DataDirError::NotEmpty {
+            path: path.to_owned(),
+            found,
+        }),
+    }
+}
+
+fn lock(directory: &Path) -> Result<File, DataDirError> {
+    let path = directory.join(LOCK_NAME);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            // What cannot be read is reported as unknown.
+            let _ = file.by_ref().take(LOCK_BYTES_MAX).read_to_string(&mut text);
+            let field = |name: &str| {
+                let line = text.lines().find_map(|line| line.strip_prefix(name));
+                line.unwrap_or("unknown").to_owned()
+            };
+            Err(DataDirError::Locked {
+                path: directory.to_owned(),
+                pid: field("pid="),
+                address: field("addr="),
+            })
+        }
+    }
+}
+
+/// The newest superblock that is whole. None: there are no superblock files, or none is whole.
+fn read_supers(directory: &Path) -> Result<Option<SuperBlock>, DataDirError> {
+    let mut newest: Option<SuperBlock> = None;
+    let mut corrupt = None;
+    for name in SUPER_NAMES {
+        let path = directory.join(name);
+        let bytes = match read_bounded(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed("read", &path)(error)),
+        };
+        match SuperBlock::decode(&bytes) {
+            Ok(found) => {
+                if newest
+                    .as_ref()
+                    .is_none_or(|newest| newest.sequence < found.sequence)
+                {
+                    newest = Some(found);
+                }
+            }
+            Err(SuperFault::Corrupt) => corrupt = Some(path),
+            Err(SuperFault::Version(found)) => {
+                return Err(DataDirError::OtherVersion {
+                    path: directory.to_owned(),
+                    found,
+                });
+            }
+        }
+    }
+    if let (Some(path), Some(newest)) = (corrupt, newest.as_mut()) {
+        warn!(path = %path.display(), "superblock is corrupt, the other one is used");
+        newest.incarnation += 1; // the corrupt one may have held the next; none is used twice
+    }
+    Ok(newest)
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(SUPER_BYTES + 1);
+    File::open(path)?
+        .take(SUPER_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn new_super_block(path: &Path, format: &Format) -> Result<SuperBlock, DataDirError> {
+    let Format {
+        logs,
+        shards,
+        segment_bytes,
+    } = *format;
+    let in_range = (1..=LOGS_MAX).contains(&logs) && (1..=SHARDS_MAX).contains(&shards);
+    let (Some(segment_size), true) = (SegmentSize::new(segment_bytes), in_range) else {
+        return Err(DataDirError::BadFormat {
+            logs,
+            shards,
+            segment_bytes,
+        });
+    };
+    let mut random = [0; 40];
+    getrandom::fill(&mut random)
+        .map_err(io::Error::other)
+        .map_err(failed("draw random numbers for", path))?;
+    let (mut cluster_id, mut hash_key, mut node_id) = ([0; 16], [0; 16], [0; 8]);
+    cluster_id.copy_from_slice(&random[..16]);
+    hash_key.copy_from_slice(&random[16..32]);
+    node_id.copy_from_slice(&random[32..]);
+    let super_block = SuperBlock {
+        format_version: SUPER_VERSION,
+        cluster_id,
+        node_id: u64::from_le_bytes(node_id),
+        incarnation: 0,
+        sequence: 1,
+        shards,
+        logs,
+        segment_size,
+        hash_key,
+        durable_lsn: vec![0; logs as usize],
+        checkpoint_lsn: vec![0; logs as usize],
+    };
+    write_super(path, &super_block)?;
+    info!(path = %path.display(), logs, shards, segment_bytes, "data directory formatted");
+    Ok(super_block)
+}
+
+/// Creates the logs' directories at the first open; later they must be there.
+fn open_logs(path: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> {
+    for log_no in 0..super_block.logs {
+        let log = log_path(path, log_no);
+        if log.is_dir() {
+            continue;
+        }
+        if super_block.incarnation > 0 {
+            return Err(DataDirError::LogMissing { path: log });
+        }
+        fs::create_dir(&log).map_err(failed("create", &log))?;
+    }
+    sync_directory(path)
+}
+
+/// Odd sequences go to SUPER.a, even ones to SUPER.b: the newest is never the one replaced.
+fn write_super(directory: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> {
+    let name = SUPER_NAMES[usize::from(super_block.sequence.is_multiple_of(2))];
+    let path = directory.join(name);
+    let unfinished = directory.join(format!("{name}.tmp"));
+    let write = || {
+        let file = File::create(&unfinished)?;
+        file.write_all_at(&super_block.encode(), 0)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, &path)
+    };
+    write().map_err(failed("write", &path))?;
+    sync_directory(directory)
+}
+
+fn sync_directory(path: &Path) -> Result<(), DataDirError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("sync", path))
+}
+
+fn sync_parent(path: &Path) -> Result<(), DataDirError> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent),
+        _ => sync_directory(Path::new(".")),
+    }
+}
