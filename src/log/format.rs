@@ -46,6 +46,15 @@ impl SegmentSize {
         })
     }
 
+    /// Any power of two, so that a trial in memory rotates often.
+    #[cfg(test)]
+    pub(super) const fn small(bytes: u64) -> Self {
+        assert!(bytes.is_power_of_two());
+        Self {
+            shift: bytes.trailing_zeros(),
+        }
+    }
+
     /// Bytes of a segment.
     pub const fn bytes(self) -> u64 {
         1 << self.shift

@@ -384,7 +384,8 @@ impl Log {
         let mut blocks = from / BLOCK_BYTES..to.div_ceil(BLOCK_BYTES);
         let first = blocks.find(cold)?;
         let last = blocks.rev().find(cold).unwrap_or(first);
-        let len = (last + 1 - first) * BLOCK_BYTES;
+        let end = ((last + 1) * BLOCK_BYTES).min(segment.map.bytes().len());
+        let len = end - first * BLOCK_BYTES;
         Some((segment.map.address() + first * BLOCK_BYTES, len))
     }
 
