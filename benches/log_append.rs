@@ -1,0 +1,256 @@
+//! What the log costs: building frames, scanning them at start-up, and the bare disk under it.
+//!
+//! `cargo bench --bench log_append [-- DIRECTORY]`: the directory (default: the target directory's
+//! file system) gets a temporary data directory. Every number is a median of rounds unless it says
+//! otherwise; the disk's are per operation.
+
+use std::fs::OpenOptions;
+use std::hint::black_box;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use iris::log::recovery::{Origin, scan};
+use iris::log::{
+    FrameBuilder, FrameKind, NodeIdentity, Placement, RecordHeader, RecordKind, SegmentSize,
+    item_encode_into,
+};
+use iris::runtime::storage::{DataDir, Flush, Format, Log, PlaceError};
+
+const ROUNDS: usize = 21;
+const ITEMS: usize = 1000;
+const SCAN_BYTES: u64 = 512 * 1024 * 1024;
+const SYNCS: usize = 3000;
+
+type Failure = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), Failure> {
+    // cargo passes `--bench`; what is no flag is the directory.
+    let directory = std::env::args()
+        .skip(1)
+        .find(|argument| !argument.starts_with('-'));
+    let directory = directory.map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let temp = tempfile::tempdir_in(&directory)?;
+    build(128);
+    build(1024);
+    sync_rate(temp.path())?;
+    let data = temp.path().join("data");
+    let data_dir = DataDir::open(&data, &Format::default())?;
+    commit_rate(&data_dir)?;
+    fill(&data_dir)?;
+    scan_rate(&data_dir, &data)?;
+    Ok(())
+}
+
+fn record(items: u64) -> RecordHeader {
+    RecordHeader {
+        kind: RecordKind::Entry,
+        flags: 0,
+        shard: 1,
+        term: 1,
+        index: 1,
+        a: 0,
+        b: items,
+    }
+}
+
+fn median(mut samples: Vec<Duration>) -> Duration {
+    samples.sort_unstable();
+    samples[samples.len() / 2]
+}
+
+/// Items with their CRC into a payload, payloads into a frame, the frame sealed.
+fn build(body: usize) {
+    let message = vec![0x5a; body];
+    let (mut builder, mut payload, mut out) = (FrameBuilder::new(), Vec::new(), Vec::new());
+    let kind = FrameKind::Data;
+    let placement = Placement {
+        kind,
+        lsn: 4096,
+        synced_lsn: 0,
+        salt: 1,
+        prev_crc: 0,
+    };
+    let (mut item_times, mut frame_times) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        payload.clear();
+        let started = Instant::now();
+        let items = ITEMS.min(900 * 1024 / (body + 8));
+        for _ in 0..items {
+            item_encode_into(&mut payload, black_box(&message));
+        }
+        item_times.push(started.elapsed() / items as u32);
+        let started = Instant::now();
+        builder.record(record(items as u64), &payload);
+        out.clear();
+        black_box(builder.finish_into(&placement, &mut out));
+        frame_times.push(started.elapsed());
+        black_box(&out);
+    }
+    let (item, frame) = (median(item_times), median(frame_times));
+    let rate = out.len() as f64 / frame.as_secs_f64() / 1e9;
+    println!(
+        "build {body} B: item {} ns; frame of {} B {:.1} us ({rate:.1} GB/s)",
+        item.as_nanos(),
+        out.len(),
+        frame.as_secs_f64() * 1e6,
+    );
+    builder.record(record(1), &payload[..body + 8]);
+    let started = Instant::now();
+    for _ in 0..ITEMS {
+        builder.clear();
+        builder.record(record(1), black_box(&payload[..body + 8]));
+        out.clear();
+        black_box(builder.finish_into(&placement, &mut out));
+    }
+    println!(
+        "build {body} B: frame of one item {} ns",
+        started.elapsed().as_nanos() / ITEMS as u128
+    );
+}
+
+fn report(name: &str, times: &Histogram<u64>, elapsed: Duration) {
+    println!(
+        "{name}: p50 {:.0} us, p99 {:.0} us, max {:.0} us, {:.0}/s",
+        times.value_at_quantile(0.5) as f64 / 1e3,
+        times.value_at_quantile(0.99) as f64 / 1e3,
+        times.max() as f64 / 1e3,
+        times.len() as f64 / elapsed.as_secs_f64(),
+    );
+}
+
+/// The bare disk: 16 KiB into zeroed blocks, then fdatasync.
+fn sync_rate(directory: &Path) -> Result<(), Failure> {
+    let path = directory.join("zeroed");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)?;
+    for page in 0..64 * 256 {
+        file.write_all_at(&[0; 4096], page * 4096)?;
+    }
+    file.sync_all()?;
+    let bytes = [0x5a; 16 * 1024];
+    let mut times = Histogram::<u64>::new(3)?;
+    let started = Instant::now();
+    for number in 0..SYNCS as u64 {
+        let one = Instant::now();
+        file.write_all_at(&bytes, number * bytes.len() as u64 % (64 << 20))?;
+        file.sync_data()?;
+        times.record(one.elapsed().as_nanos() as u64)?;
+    }
+    report(
+        "disk: 16 KiB write into zeroed + fdatasync",
+        &times,
+        started.elapsed(),
+    );
+    Ok(())
+}
+
+fn place(log: &mut Log, frame: &mut FrameBuilder) -> Result<Flush, PlaceError> {
+    loop {
+        match log.place(frame, FrameKind::Data) {
+            Err(PlaceError::NoSpare) => std::thread::yield_now(),
+            other => return other,
+        }
+    }
+}
+
+/// The same through the log: frames of 16 KiB placed, written, synced.
+fn commit_rate(data_dir: &DataDir) -> Result<(), Failure> {
+    let mut log = Log::recover(data_dir, 0, &mut |_| {})?;
+    let mut frame = FrameBuilder::new();
+    let mut payload = Vec::new();
+    while payload.len() < 16 * 1024 - 200 {
+        item_encode_into(&mut payload, &[0x5a; 150]);
+    }
+    let (mut places, mut commits) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
+    let started = Instant::now();
+    for _ in 0..SYNCS {
+        let one = Instant::now();
+        frame.record(record(1), &payload);
+        let flush = place(&mut log, &mut frame)?;
+        places.record(one.elapsed().as_nanos() as u64)?;
+        log.flush_blocking(flush)?;
+        commits.record(one.elapsed().as_nanos() as u64)?;
+    }
+    let elapsed = started.elapsed();
+    report("log: record + place of 16 KiB", &places, elapsed);
+    report("log: 16 KiB frame, written and synced", &commits, elapsed);
+    Ok(())
+}
+
+/// Fills the log so that a scan has something to walk.
+fn fill(data_dir: &DataDir) -> Result<(), Failure> {
+    let mut log = Log::recover(data_dir, 0, &mut |_| {})?;
+    let mut payload = Vec::new();
+    while payload.len() < 200 * 1024 {
+        item_encode_into(&mut payload, &[0x5a; 150]);
+    }
+    let mut frame = FrameBuilder::new();
+    let started = Instant::now();
+    let from = log.end();
+    while log.end() < SCAN_BYTES {
+        frame.record(record(1), &payload);
+        let flush = place(&mut log, &mut frame)?;
+        log.flush_blocking(flush)?;
+    }
+    let rate = (log.end() - from) as f64 / started.elapsed().as_secs_f64() / 1e6;
+    println!("log: filled with 200 KiB frames, zeroing ahead included: {rate:.0} MB/s");
+    Ok(())
+}
+
+/// Start-up from the page cache: the whole of `Log::recover`, and the pure scan in memory.
+fn scan_rate(data_dir: &DataDir, data: &Path) -> Result<(), Failure> {
+    let mut times = Vec::new();
+    let mut end = 0;
+    for _ in 0..5 {
+        let started = Instant::now();
+        let log = Log::recover(data_dir, 0, &mut |record| {
+            black_box(record.payload.len());
+        })?;
+        times.push(started.elapsed());
+        end = log.end();
+    }
+    let time = median(times);
+    let rate = end as f64 / time.as_secs_f64() / 1e9;
+    println!(
+        "recover: {} MB in {:.0} ms, {rate:.2} GB/s",
+        end >> 20,
+        time.as_secs_f64() * 1e3
+    );
+    let segment = std::fs::read(data.join("log-00/0000000000000000.seg"))?;
+    let super_block = data_dir.super_block();
+    let identity = NodeIdentity {
+        cluster_id: super_block.cluster_id,
+        node_id: super_block.node_id,
+        log: 0,
+    };
+    let size = SegmentSize::new(segment.len() as u64).ok_or(io::ErrorKind::InvalidData)?;
+    let origin = Origin {
+        size,
+        identity,
+        index: 0,
+        prev_crc: 0,
+    };
+    let mut times = Vec::new();
+    for _ in 0..ROUNDS {
+        let started = Instant::now();
+        let tail = scan(&origin, &[&segment], &mut |_| {}).map_err(|error| format!("{error:?}"))?;
+        times.push(started.elapsed());
+        black_box(tail);
+    }
+    let rate = segment.len() as f64 / median(times).as_secs_f64() / 1e9;
+    println!("scan in memory: one segment, {rate:.2} GB/s");
+    let zeros = vec![0; segment.len()];
+    let started = Instant::now();
+    let tail =
+        scan(&origin, &[&zeros, &zeros], &mut |_| {}).map_err(|error| format!("{error:?}"))?;
+    black_box(tail);
+    let rate = 2.0 * zeros.len() as f64 / started.elapsed().as_secs_f64() / 1e9;
+    println!("search for a proof: two segments of zeros, {rate:.2} GB/s");
+    Ok(())
+}
