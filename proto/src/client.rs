@@ -45,6 +45,10 @@ use chance::Chance;
 pub use event::{Disconnect, End, Entry, Event, SendError, SendFailure, Step, Welcomed};
 use outbox::Outbox;
 
+/// The capability of a session without an inbox: nothing is pushed, no device comes into being, and no
+/// other session of the device is replaced. A switch that does not know it treats the session as usual.
+pub const SEND_ONLY: &str = "send-only";
+
 /// What a session starts with.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
@@ -54,6 +58,8 @@ pub struct Config {
     pub resume_after: Option<Seq>,
     /// The cluster that this position came from.
     pub cluster: Option<[u8; 16]>,
+    /// This session only sends: ask the switch for [`SEND_ONLY`].
+    pub send_only: bool,
     /// 64 random bits. The same seed makes the same send epoch: never use one twice.
     pub seed: u64,
     /// When to connect again.
@@ -271,7 +277,12 @@ impl Session {
             resume_after: self.received.map(|seq| seq.0),
             version_min: VERSION,
             version_max: VERSION,
-            capabilities: Vec::new(),
+            capabilities: self
+                .config
+                .send_only
+                .then(|| SEND_ONLY.into())
+                .into_iter()
+                .collect(),
         };
         encode_client(&mut self.first, client_frame::Frame::Hello(hello));
         self.phase = Phase::Greeting { since_ms: now_ms };

@@ -37,7 +37,9 @@ pub(super) fn file_in(
     hasher.write(addr.as_bytes());
     let device = device.map_or("-", DeviceId::as_str);
     let (user, device) = (file_name_of(user.as_str()), file_name_of(device));
-    directory.join(format!("{:016x}", hasher.finish())).join(format!("{user}@{device}.cursor"))
+    directory
+        .join(format!("{:016x}", hasher.finish()))
+        .join(format!("{user}@{device}.cursor"))
 }
 
 /// `text` with everything but letters, digits, `-` and `_` as `%` and two hex digits.
@@ -77,7 +79,10 @@ fn parse(text: &str) -> Option<Cursor> {
 pub(super) fn store(path: &Path, cursor: Cursor) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if let Some(directory) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)?;
     }
     let cluster = cursor.cluster.map_or_else(String::new, |cluster| {
         format!("{:032x}", u128::from_be_bytes(cluster))
@@ -100,7 +105,10 @@ mod tests {
         let path = file_in(directory.path(), "host:1", &user, None);
         assert!(path.starts_with(directory.path()) && !path.to_string_lossy().contains(".."));
         assert_eq!(load(&path).expect("readable"), None);
-        let cursor = Cursor { seq: Seq(77), cluster: Some([0x0f; 16]) };
+        let cursor = Cursor {
+            seq: Seq(77),
+            cluster: Some([0x0f; 16]),
+        };
         store(&path, cursor).expect("writable");
         assert_eq!(load(&path).expect("readable"), Some(cursor));
         let whole = fs::read(&path).expect("readable");

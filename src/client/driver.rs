@@ -55,7 +55,9 @@ impl Wishes {
     /// The next wish. Cancelling it loses nothing.
     async fn next(&mut self) -> Wish {
         let may_send = self.waiting.is_none();
-        let Self { sends, acks, close, .. } = self;
+        let Self {
+            sends, acks, close, ..
+        } = self;
         let close = async {
             match close {
                 Some(close) => drop(close.await),
@@ -114,7 +116,12 @@ impl Driver {
         acks: watch::Receiver<Seq>,
         close: oneshot::Receiver<()>,
     ) {
-        let mut wishes = Wishes { sends, acks, close: Some(close), waiting: None };
+        let mut wishes = Wishes {
+            sends,
+            acks,
+            close: Some(close),
+            waiting: None,
+        };
         loop {
             self.take_events();
             match self.session.step() {
@@ -171,7 +178,9 @@ impl Driver {
             Ok(opened) => opened,
             Err(error) => {
                 debug!(%error, "no connection");
-                self.state.send_replace(State::Offline { error: Some(Arc::new(error)) });
+                self.state.send_replace(State::Offline {
+                    error: Some(Arc::new(error)),
+                });
                 return self.session.lost(self.now_ms());
             }
         };
@@ -252,7 +261,9 @@ impl Driver {
 
     /// Hands the waiting message to the session, when it has room.
     fn take_waiting(&mut self, wishes: &mut Wishes) {
-        let Some(outgoing) = wishes.waiting.take() else { return };
+        let Some(outgoing) = wishes.waiting.take() else {
+            return;
+        };
         if self.session.has_room(&outgoing.to, outgoing.body.len()) {
             self.hand_over(outgoing);
         } else {
@@ -270,7 +281,10 @@ impl Driver {
     /// First our own file, then the switch: whoever stops between the two gets entries again at worst.
     async fn acknowledge(&mut self, seq: Seq) {
         if let Some(path) = self.cursor_file.clone() {
-            let cursor = Cursor { seq, cluster: self.cluster };
+            let cursor = Cursor {
+                seq,
+                cluster: self.cluster,
+            };
             let file = path.clone();
             let stored = tokio::task::spawn_blocking(move || cursor::store(&file, cursor)).await;
             if let Err(error) = stored.unwrap_or_else(|stopped| Err(io::Error::other(stopped))) {
@@ -320,7 +334,10 @@ impl Driver {
             return self.session.abort();
         }
         if let Some(upto) = welcomed.lost_upto {
-            warn!(seq = upto.0, "entries up to this one are no longer kept by the switch");
+            warn!(
+                seq = upto.0,
+                "entries up to this one are no longer kept by the switch"
+            );
         }
         self.cluster = welcomed.cluster;
         self.state.send_replace(State::Online(welcomed));

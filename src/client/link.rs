@@ -87,21 +87,36 @@ pub(super) async fn open(
     server_name: Option<&str>,
 ) -> Result<TlsStream<TcpStream>, LinkError> {
     let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
-    let host = server_name.unwrap_or(host).trim_start_matches('[').trim_end_matches(']');
-    let name = ServerName::try_from(host.to_owned())
-        .map_err(|_| LinkError::BadName { name: host.to_owned() })?;
+    let host = server_name
+        .unwrap_or(host)
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| LinkError::BadName {
+        name: host.to_owned(),
+    })?;
     let link = async {
-        let unreachable =
-            |source| LinkError::Unreachable { addr: addr.to_owned(), source };
+        let unreachable = |source| LinkError::Unreachable {
+            addr: addr.to_owned(),
+            source,
+        };
         let socket = TcpStream::connect(addr).await.map_err(unreachable)?;
         socket.set_nodelay(true).map_err(unreachable)?;
         let stream = TlsConnector::from(config).connect(name, socket).await;
-        stream.map_err(|source| LinkError::Tls { addr: addr.to_owned(), source })
+        stream.map_err(|source| LinkError::Tls {
+            addr: addr.to_owned(),
+            source,
+        })
     };
-    let timeout = |_| LinkError::Timeout { addr: addr.to_owned() };
-    let stream = tokio::time::timeout(LINK_TIMEOUT, link).await.map_err(timeout)??;
+    let timeout = |_| LinkError::Timeout {
+        addr: addr.to_owned(),
+    };
+    let stream = tokio::time::timeout(LINK_TIMEOUT, link)
+        .await
+        .map_err(timeout)??;
     if stream.get_ref().1.alpn_protocol() != Some(ALPN) {
-        return Err(LinkError::OtherProtocol { addr: addr.to_owned() });
+        return Err(LinkError::OtherProtocol {
+            addr: addr.to_owned(),
+        });
     }
     Ok(stream)
 }

@@ -59,6 +59,9 @@ pub struct ConnectOptions {
     pub device: Option<DeviceId>,
     /// The source of tokens.
     pub token: TokenSource,
+    /// Only send: receive nothing, and leave the device's receiving session elsewhere alone, if the
+    /// switch can do that (else this is a session like any other).
+    pub send_only: bool,
     /// Where the cursor is kept; `None`: only the switch keeps one.
     pub state_dir: Option<PathBuf>,
     /// When to connect again.
@@ -78,6 +81,7 @@ impl ConnectOptions {
             user,
             device: None,
             token,
+            send_only: false,
             state_dir: None,
             backoff: Backoff::default(),
             patience: Duration::from_secs(10),
@@ -107,7 +111,9 @@ pub enum ConnectError {
     #[error("no random numbers from the operating system: {0}")]
     Random(getrandom::Error),
     /// The cursor file cannot be read.
-    #[error("cannot read the cursor {path}: {source}; check its permissions or give another --state")]
+    #[error(
+        "cannot read the cursor {path}: {source}; check its permissions or give another --state"
+    )]
     State {
         /// The file.
         path: PathBuf,
@@ -193,7 +199,9 @@ impl Queued {
     /// # Errors
     /// It was not accepted: see [`SendError`].
     pub async fn answer(self) -> Result<Accepted, SendError> {
-        self.answer.await.unwrap_or(Err(SendError::Failed(SendFailure::InDoubt)))
+        self.answer
+            .await
+            .unwrap_or(Err(SendError::Failed(SendFailure::InDoubt)))
     }
 }
 
@@ -212,7 +220,12 @@ impl Sender {
     pub async fn send_queued(&self, to: &UserId, body: Vec<u8>) -> Result<Queued, SendError> {
         let id = MessageId(uuid::Uuid::now_v7().into_bytes());
         let (tell, answer) = oneshot::channel();
-        let outgoing = Outgoing { to: to.clone(), id, body, tell };
+        let outgoing = Outgoing {
+            to: to.clone(),
+            id,
+            body,
+            tell,
+        };
         let closed = |_| SendError::NotTaken(iris_proto::client::SendError::Closed);
         self.sends.send(outgoing).await.map_err(closed)?;
         Ok(Queued { id, answer })
@@ -254,17 +267,25 @@ impl Client {
     pub async fn connect(options: ConnectOptions) -> Result<Self, ConnectError> {
         let tls = link::tls_config(options.roots.clone())?;
         let file = options.state_dir.as_ref().map(|directory| {
-            cursor::file_in(directory, &options.addr, &options.user, options.device.as_ref())
+            cursor::file_in(
+                directory,
+                &options.addr,
+                &options.user,
+                options.device.as_ref(),
+            )
         });
         let cursor = match &file {
-            Some(path) => cursor::load(path)
-                .map_err(|source| ConnectError::State { path: path.clone(), source })?,
+            Some(path) => cursor::load(path).map_err(|source| ConnectError::State {
+                path: path.clone(),
+                source,
+            })?,
             None => None,
         };
         let session = Session::new(Config {
             device: options.device.clone(),
             resume_after: cursor.map(|cursor| cursor.seq),
             cluster: cursor.and_then(|cursor| cursor.cluster),
+            send_only: options.send_only,
             seed: getrandom::u64().map_err(ConnectError::Random)?,
             backoff: options.backoff,
         });
@@ -284,7 +305,15 @@ impl Client {
             }
         };
         let (sender, close) = (Sender { sends }, Some(close));
-        Ok(Self { sender, entries, acked, state, close, task, welcomed })
+        Ok(Self {
+            sender,
+            entries,
+            acked,
+            state,
+            close,
+            task,
+            welcomed,
+        })
     }
 
     /// What the switch said at the first login.
@@ -382,6 +411,8 @@ async fn first_welcome(
     }
     match &*state.borrow() {
         State::Offline { error: Some(error) } => Err(ConnectError::Link(error.clone())),
-        _ => Err(ConnectError::NoWelcome { addr: addr.to_owned() }),
+        _ => Err(ConnectError::NoWelcome {
+            addr: addr.to_owned(),
+        }),
     }
 }

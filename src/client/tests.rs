@@ -43,7 +43,10 @@ impl Switch {
         match decode_client(frame).expect("the client sends whole frames") {
             ClientFrameRef::Hello(hello) if hello.token != "token-of-bob" => {
                 let reason = GoodbyeReason::BadToken.into();
-                let goodbye = v2::Goodbye { reason, ..Default::default() };
+                let goodbye = v2::Goodbye {
+                    reason,
+                    ..Default::default()
+                };
                 encode_server(out, server_frame::Frame::Goodbye(goodbye));
             }
             ClientFrameRef::Hello(hello) => {
@@ -71,10 +74,18 @@ impl Switch {
     }
 
     fn store(&mut self, link: &Link, send: &SendRef<'_>, out: &mut Vec<u8>) {
-        let last = self.streams.entry((link.epoch, send.to.to_owned())).or_insert(0);
+        let last = self
+            .streams
+            .entry((link.epoch, send.to.to_owned()))
+            .or_insert(0);
         if send.n > *last + 1 {
             let (tag, code, expected) = (send.tag, RejectCode::Gap.into(), *last + 1);
-            let rejected = v2::Rejected { tag, code, expected, ..Default::default() };
+            let rejected = v2::Rejected {
+                tag,
+                code,
+                expected,
+                ..Default::default()
+            };
             return encode_server(out, server_frame::Frame::Rejected(rejected));
         }
         if send.n == *last + 1 {
@@ -89,7 +100,18 @@ impl Switch {
             link.pushed += 1;
             let (from, from_device, id) = ("carol", "main", [1; 16]);
             let (seq, time_ms, fetch_tag) = (link.pushed, 0, 0);
-            encode_entry(out, &EntryRef { seq, from, from_device, id, time_ms, body, fetch_tag });
+            encode_entry(
+                out,
+                &EntryRef {
+                    seq,
+                    from,
+                    from_device,
+                    id,
+                    time_ms,
+                    body,
+                    fetch_tag,
+                },
+            );
         }
     }
 }
@@ -126,13 +148,20 @@ impl Fixture {
                 tokio::spawn(serve(acceptor.clone(), socket, shared.clone()));
             }
         });
-        Self { switch, addr: format!("localhost:{port}"), roots: Arc::new(roots) }
+        Self {
+            switch,
+            addr: format!("localhost:{port}"),
+            roots: Arc::new(roots),
+        }
     }
 
     fn options(&self) -> ConnectOptions {
         let token: TokenSource = Arc::new(|| Ok("token-of-bob".to_owned()));
         let mut options = ConnectOptions::new(&self.addr, self.roots.clone(), user("bob"), token);
-        options.backoff = Backoff { base_ms: 1, max_ms: 4 };
+        options.backoff = Backoff {
+            base_ms: 1,
+            max_ms: 4,
+        };
         options
     }
 
@@ -144,7 +173,9 @@ impl Fixture {
 /// Serves one connection until it ends or its cut is reached.
 async fn serve(acceptor: TlsAcceptor, socket: TcpStream, switch: Arc<Mutex<Switch>>) {
     let lock = || switch.lock().unwrap_or_else(PoisonError::into_inner);
-    let Ok(mut stream) = acceptor.accept(socket).await else { return };
+    let Ok(mut stream) = acceptor.accept(socket).await else {
+        return;
+    };
     let (mut up, mut down) = {
         let mut switch = lock();
         switch.connections += 1;
@@ -182,16 +213,37 @@ const PATIENCE: Duration = Duration::from_secs(20);
 async fn nothing_is_lost_doubled_or_reordered_when_connections_break() {
     let inbox: Vec<Vec<u8>> = (0..60_u8).map(|at| vec![at; 20]).collect();
     // Within Hello, within Welcome, among the first messages, among the entries, and later.
-    let cuts = [(5, 99), (60, 3), (400, 9_999), (9_999, 300), (200, 200), (99, 1_000), (700, 40)];
-    let cuts = cuts.into_iter().chain((0..20).map(|at| (150 + 83 * at, 3_000 - 140 * at))).collect();
-    let fixture = Fixture::start(Switch { inbox, cuts, ..Default::default() }).await;
+    let cuts = [
+        (5, 99),
+        (60, 3),
+        (400, 9_999),
+        (9_999, 300),
+        (200, 200),
+        (99, 1_000),
+        (700, 40),
+    ];
+    let cuts = cuts
+        .into_iter()
+        .chain((0..20).map(|at| (150 + 83 * at, 3_000 - 140 * at)))
+        .collect();
+    let fixture = Fixture::start(Switch {
+        inbox,
+        cuts,
+        ..Default::default()
+    })
+    .await;
     let mut client = Client::connect(fixture.options()).await.expect("a client");
     let sender = client.sender();
     let sending = tokio::spawn(async move {
         let mut queued = Vec::new();
         for at in 0..120_u8 {
             let to = user(if at % 3 == 0 { "ann" } else { "cat" });
-            queued.push(sender.send_queued(&to, vec![at]).await.expect("it is taken"));
+            queued.push(
+                sender
+                    .send_queued(&to, vec![at])
+                    .await
+                    .expect("it is taken"),
+            );
         }
         for message in queued {
             message.answer().await.expect("it is accepted");
@@ -211,7 +263,10 @@ async fn nothing_is_lost_doubled_or_reordered_when_connections_break() {
             let sent: Vec<u8> = (0..120).filter(|at| rest.contains(&(at % 3))).collect();
             assert_eq!(got, sent, "{name}");
         }
-        assert!(switch.connections > 5, "too few connections broke to show anything");
+        assert!(
+            switch.connections > 5,
+            "too few connections broke to show anything"
+        );
         assert_eq!(switch.cursor, 60);
     });
 }
@@ -220,7 +275,11 @@ async fn nothing_is_lost_doubled_or_reordered_when_connections_break() {
 #[tokio::test]
 async fn cursor_is_kept_from_run_to_run() {
     let inbox = (0..6_u8).map(|at| vec![at]).collect();
-    let fixture = Fixture::start(Switch { inbox, ..Default::default() }).await;
+    let fixture = Fixture::start(Switch {
+        inbox,
+        ..Default::default()
+    })
+    .await;
     let state = tempfile::tempdir().expect("a directory");
     let mut options = fixture.options();
     options.state_dir = Some(state.path().to_owned());
@@ -241,7 +300,10 @@ async fn cursor_is_kept_from_run_to_run() {
 async fn close_waits_for_answers_and_says_goodbye() {
     let fixture = Fixture::start(Switch::default()).await;
     let client = Client::connect(fixture.options()).await.expect("a client");
-    let queued = client.send_queued(&user("ann"), b"last".to_vec()).await.expect("taken");
+    let queued = client
+        .send_queued(&user("ann"), b"last".to_vec())
+        .await
+        .expect("taken");
     assert!(client.close(PATIENCE).await);
     assert_eq!(queued.answer().await.expect("accepted").n, SendNumber(1));
     // The goodbye is under way when close returns; the next login is behind it.
@@ -256,8 +318,13 @@ async fn untrusted_switch_is_refused_at_once() {
     let stranger = Fixture::start(Switch::default()).await;
     let mut options = fixture.options();
     options.roots = stranger.roots;
-    let error = Client::connect(options).await.expect_err("it must not be trusted");
-    assert!(matches!(&error, ConnectError::Link(link) if link.is_hopeless()), "{error}");
+    let error = Client::connect(options)
+        .await
+        .expect_err("it must not be trusted");
+    assert!(
+        matches!(&error, ConnectError::Link(link) if link.is_hopeless()),
+        "{error}"
+    );
     assert_eq!(fixture.look(|switch| switch.connections), 0);
 }
 
@@ -267,21 +334,34 @@ async fn refused_token_and_wrong_user_end_the_client() {
     let fixture = Fixture::start(Switch::default()).await;
     let mut options = fixture.options();
     options.token = Arc::new(|| Ok("stale".to_owned()));
-    let error = Client::connect(options).await.expect_err("the token is bad").to_string();
+    let error = Client::connect(options)
+        .await
+        .expect_err("the token is bad")
+        .to_string();
     assert_eq!(error, "the token was refused; get a new one");
     let mut options = fixture.options();
     options.user = user("ann");
     let error = Client::connect(options).await.expect_err("bob is not ann");
-    assert!(matches!(error, ConnectError::Ended(Ended::WrongUser { .. })), "{error}");
+    assert!(
+        matches!(error, ConnectError::Ended(Ended::WrongUser { .. })),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn unreachable_switch_is_reported_when_patience_ends() {
-    let port = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound");
+    let port = TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a port")
+        .local_addr()
+        .expect("bound");
     let token: TokenSource = Arc::new(|| Ok(String::new()));
     let roots = Arc::new(RootCertStore::empty());
     let mut options = ConnectOptions::new(&port.to_string(), roots, user("bob"), token);
     options.patience = Duration::from_millis(50);
-    let error = Client::connect(options).await.expect_err("nobody is there").to_string();
+    let error = Client::connect(options)
+        .await
+        .expect_err("nobody is there")
+        .to_string();
     assert!(error.starts_with("cannot reach 127.0.0.1:"), "{error}");
 }
