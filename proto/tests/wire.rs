@@ -245,6 +245,26 @@ const CLIENT_GOLDEN: [&str; 9] = [
     "client_goodbye",
 ];
 
+/// R: E-6
+#[test]
+fn every_dump_in_the_specification_is_a_golden_frame() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let text = std::fs::read_to_string(root.join("docs/PROTOCOL.md")).expect("the specification");
+    let frames = golden();
+    let mut dumps = 0;
+    for block in text.split("```hex ").skip(1) {
+        let (name, rest) = block.split_once('\n').expect("a name after the fence");
+        let (dump, _) = rest.split_once("```").expect("a closed fence");
+        let (_, frame) = frames.iter().find(|(known, _)| *known == name).expect(name);
+        assert_eq!(hex_of(&bytes_of(dump)), hex_of(frame), "{name}");
+        dumps += 1;
+    }
+    assert!(
+        dumps >= 8,
+        "the worked examples are gone from the specification"
+    );
+}
+
 fn texts() -> impl Strategy<Value = String> {
     prop_oneof!["[!-~]{0,64}", any::<String>()]
 }

@@ -6,10 +6,14 @@
 //!
 //! What a command does is elsewhere: this module reads arguments and prints results.
 
+mod chat;
 mod completions;
 mod config;
 mod logging;
 pub mod output;
+mod recv;
+mod remote;
+mod send;
 mod serve;
 mod token;
 
@@ -67,7 +71,12 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Make a token, with which a user logs in
     Token(token::TokenArgs),
-    // Send(send::SendArgs), Recv(recv::RecvArgs), Chat(chat::ChatArgs): the clients.
+    /// Send a message
+    Send(send::SendArgs),
+    /// Print messages
+    Recv(recv::RecvArgs),
+    /// Talk with another user
+    Chat(chat::ChatArgs),
     /// Check a configuration
     Config(config::ConfigArgs),
     /// Print a completion script for a shell
@@ -91,6 +100,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::run(&args, program.as_deref().unwrap_or("iris")),
         Command::Token(args) => token::run(&args),
+        Command::Send(args) => send::run(&args),
+        Command::Recv(args) => recv::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Completions(args) => completions::run(&args),
     };

@@ -109,12 +109,10 @@ impl Outbox {
                 max: BODY_BYTES_MAX,
             });
         }
-        if self.messages.len() >= CLIENT_UNANSWERED_MAX
-            || self.bytes + len > CLIENT_UNANSWERED_BYTES_MAX
-        {
+        if !self.has_room(to, len) {
             return Err(SendError::Full);
         }
-        let stream = self.stream(to)?;
+        let stream = self.stream(to);
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         self.bytes += len;
@@ -133,13 +131,21 @@ impl Outbox {
         Ok(ticket)
     }
 
-    fn stream(&mut self, to: &UserId) -> Result<usize, SendError> {
-        if let Some(&stream) = self.by_name.get(to.as_str()) {
-            return Ok(stream);
-        }
-        if self.streams.len() >= CLIENT_STREAMS_MAX {
+    /// Is there room for a body of `len` bytes to `to`? A body over its limit counts as room: waiting
+    /// does not help it.
+    pub(super) fn has_room(&mut self, to: &UserId, len: usize) -> bool {
+        let known = self.by_name.contains_key(to.as_str());
+        if !known && self.streams.len() >= CLIENT_STREAMS_MAX {
             self.new_epoch_wanted = true; // and then there is room
-            return Err(SendError::Full);
+            return false;
+        }
+        self.messages.len() < CLIENT_UNANSWERED_MAX
+            && self.bytes + len.min(BODY_BYTES_MAX) <= CLIENT_UNANSWERED_BYTES_MAX
+    }
+
+    fn stream(&mut self, to: &UserId) -> usize {
+        if let Some(&stream) = self.by_name.get(to.as_str()) {
+            return stream;
         }
         let stream = self.streams.len();
         self.by_name.insert(to.as_str().into(), stream);
@@ -152,7 +158,7 @@ impl Outbox {
             careful: false,
             forgotten: false,
         });
-        Ok(stream)
+        stream
     }
 
     /// Puts what may be sent of a stream among the ready.

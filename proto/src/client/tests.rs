@@ -327,7 +327,11 @@ fn forgotten_stream_begins_a_new_epoch_and_what_is_in_doubt_is_not_sent_twice() 
     world.connection(ALL, ALL);
     assert_ne!(world.switch.epoch, old_epoch);
     assert_eq!(world.failed(), [(in_doubt, SendFailure::InDoubt)]);
-    assert_eq!(world.accepted(), [first, other, never_sent], "ann's stream was not forgotten");
+    assert_eq!(
+        world.accepted(),
+        [first, other, never_sent],
+        "ann's stream was not forgotten"
+    );
     assert_eq!(world.switch.bodies_to("bob"), [b"1", b"2", b"3"]);
     assert_eq!(world.switch.bodies_to("ann"), [b"4"]);
     assert!(
