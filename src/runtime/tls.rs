@@ -547,4 +547,4 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsConfigErr
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
