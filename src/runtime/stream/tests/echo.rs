@@ -48,9 +48,8 @@ async fn echo(core: &mut Core, chunks: impl Fn(usize) -> usize, total: impl Fn(u
                     if client.sent < total(client.chunk) {
                         core.sockets.send(id, stream(client.sent, client.chunk));
                     }
-                } else if !backlog[&id].is_empty() {
-                    core.sockets
-                        .send(id, std::mem::take(backlog.get_mut(&id).unwrap()));
+                } else {
+                    pass_on(core, &mut backlog, id);
                 }
             }
             Event::Received { id, buffer } => {
@@ -59,10 +58,9 @@ async fn echo(core: &mut Core, chunks: impl Fn(usize) -> usize, total: impl Fn(u
                     assert_eq!(bytes, stream(client.got, bytes.len()));
                     client.got += bytes.len();
                     unfinished -= usize::from(client.got >= total(client.chunk));
-                } else if core.sockets.can_send(id) {
-                    core.sockets.send(id, bytes);
                 } else {
                     backlog.get_mut(&id).unwrap().extend(bytes);
+                    pass_on(core, &mut backlog, id);
                 }
             }
             other => panic!("{other:?}"),
@@ -75,6 +73,14 @@ async fn echo(core: &mut Core, chunks: impl Fn(usize) -> usize, total: impl Fn(u
         .for_each(|id| core.sockets.close(*id));
     core.drain().await;
     assert!(!core.sockets.is_listening());
+}
+
+/// Sends what there is for this socket, if it can.
+fn pass_on(core: &mut Core, backlog: &mut HashMap<SocketId, Vec<u8>>, id: SocketId) {
+    let bytes = backlog.get_mut(&id).unwrap();
+    if !bytes.is_empty() && core.sockets.can_send(id) {
+        core.sockets.send(id, std::mem::take(bytes));
+    }
 }
 
 #[test]
