@@ -243,29 +243,29 @@ impl Tls {
                     return Ok(used);
                 }
                 Err(error) => {
-                    self.alert(&mut data[used..], wire);
+                    self.alert(wire);
                     return Err(error);
                 }
             }
         }
     }
 
-    /// After an error: the alert that rustls has queued for the peer. It wants to see the unread
-    /// rest again, since it may point into it.
-    fn alert(&mut self, rest: &mut [u8], wire: &mut Vec<u8>) {
+    /// After an error: what rustls has queued for the peer, the alert last. It hands that out before
+    /// it looks at any input, so it is given none; and it must not be asked for more, or it would
+    /// work on after the error.
+    fn alert(&mut self, wire: &mut Vec<u8>) {
         let mut plain = Vec::new();
-        let mut used = 0;
         loop {
-            let (discard, next) = match &mut *self.side {
-                Side::Server(it) => {
-                    step(it.process_tls_records(&mut rest[used..]), &mut plain, wire)
+            let (_, next) = match &mut *self.side {
+                Side::Server(it) if it.wants_write() => {
+                    step(it.process_tls_records(&mut []), &mut plain, wire)
                 }
-                Side::Client(it) => {
-                    step(it.process_tls_records(&mut rest[used..]), &mut plain, wire)
+                Side::Client(it) if it.wants_write() => {
+                    step(it.process_tls_records(&mut []), &mut plain, wire)
                 }
+                _ => return,
             };
-            used += discard;
-            if !matches!(next, Ok(Next::Again)) {
+            if next.is_err() {
                 return;
             }
         }
@@ -547,4 +547,4 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsConfigErr
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

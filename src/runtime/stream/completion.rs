@@ -287,7 +287,7 @@ impl Sockets {
         unsafe { self.ring.push(entry) };
     }
 
-    fn accept_completed(
+    pub(super) fn accept_completed(
         &mut self,
         generation: u32,
         completion: Completion,

@@ -283,6 +283,11 @@ impl Sockets {
         }
     }
 
+    /// `io_uring_enter` calls so far: what a message costs shows here.
+    pub fn system_calls(&self) -> u64 {
+        self.ring.enters()
+    }
+
     /// Sockets of this core, closing ones included.
     pub fn count(&self) -> usize {
         self.slots.len()

@@ -21,7 +21,7 @@ pub(super) const REAP_BATCH: usize = 128;
 pub(super) struct Completion {
     pub(super) user_data: u64,
     pub(super) result: i32,
-    flags: u32,
+    pub(super) flags: u32,
 }
 
 impl Completion {
@@ -48,6 +48,8 @@ pub(super) struct Ring {
     /// Operations pushed whose last completion has not been reaped.
     in_flight: usize,
     wakes: bool,
+    /// System calls made.
+    enters: u64,
 }
 
 impl Ring {
@@ -69,6 +71,7 @@ impl Ring {
             overflow: VecDeque::new(),
             in_flight: 0,
             wakes: true,
+            enters: 0,
         })
     }
 
@@ -171,6 +174,7 @@ impl Ring {
         if !needed && !wait {
             return;
         }
+        self.enters += 1;
         const GETEVENTS: u32 = 1;
         // SAFETY: no argument structure is passed; the entries were vouched for when pushed.
         let entered = unsafe {
@@ -222,6 +226,11 @@ impl Ring {
         }
         let queue = self.uring.submission();
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+    }
+
+    /// System calls made so far.
+    pub(super) fn enters(&self) -> u64 {
+        self.enters
     }
 
     /// Operations whose last completion has not been reaped.

@@ -171,6 +171,12 @@ impl Slots {
         self.slots.len() - self.free.len()
     }
 
+    /// Slots ever in use at the same time.
+    #[cfg(test)]
+    pub(super) fn table_len(&self) -> usize {
+        self.slots.len()
+    }
+
     pub(super) fn unsettle(&mut self, id: SocketId) {
         self.unsettled.push_back(id);
     }
