@@ -21,5 +21,5 @@ pub mod stream;
 pub mod tls;
 
 pub use reactor::{Hooks, SyncGate};
-pub use serve::{Ready, ServeError, serve};
+pub use serve::{Ready, ServeError, options, serve};
 pub use start::{NodeError, Options, Running, start};

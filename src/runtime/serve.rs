@@ -67,7 +67,7 @@ pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError
 }
 
 /// What the configuration means for a node on these processors.
-fn options(config: &Config, processors: Vec<usize>) -> Result<Options, ServeError> {
+pub fn options(config: &Config, processors: Vec<usize>) -> Result<Options, ServeError> {
     let certificate = read_bounded(&config.tls.certificate, KEY_FILE_BYTES_MAX)?;
     let key = read_bounded(&config.tls.key, KEY_FILE_BYTES_MAX)?;
     let logs = u32::try_from(processors.len()).unwrap_or(SHARDS_DEFAULT).min(SHARDS_DEFAULT);

@@ -1,0 +1,204 @@
+//! A switch in a process of its own, on a directory of its own, on a port that the kernel chose.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use iris::auth::{MintRequest, SigningKey, mint};
+use iris::runtime::dev;
+use iris_proto::id::{DeviceId, UserId};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tempfile::TempDir;
+
+/// The audience of development tokens.
+pub const AUDIENCE: &str = "iris";
+
+/// The `iris` command.
+pub fn iris() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_iris"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("IRIS_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// How a switch is started.
+pub struct Setup {
+    pub cores: String,
+    pub environment: Vec<(&'static str, String)>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { cores: all_cores(2), environment: Vec::new() }
+    }
+}
+
+/// The first `count` processors that this process may use, as a list for `--cores`.
+pub fn all_cores(count: usize) -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap();
+    let mut cores = Vec::new();
+    for range in line.split_whitespace().nth(1).unwrap().split(',') {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        cores.extend(from.parse::<usize>().unwrap()..=to.parse::<usize>().unwrap());
+    }
+    assert!(cores.len() >= count, "this test needs {count} processors");
+    cores[..count].iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// A running switch. Killed when dropped.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+    pub data: PathBuf,
+}
+
+impl Server {
+    /// Starts `iris serve --dev` on two cores and waits until it is ready.
+    pub fn start(data: &Path) -> Self {
+        Self::start_with(data, &Setup::default())
+    }
+
+    pub fn start_with(data: &Path, setup: &Setup) -> Self {
+        let mut command = iris();
+        command.args(["serve", "--dev", "--listen", "127.0.0.1:0", "--cores", &setup.cores]);
+        command.arg("--data").arg(data).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.envs(setup.environment.iter().map(|(name, value)| (*name, value.as_str())));
+        let mut child = command.spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        let Some(address) = line.trim().strip_prefix("iris is ready on ") else {
+            let mut errors = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+            panic!("the switch did not start: {line}{errors}");
+        };
+        let address = address.parse().unwrap();
+        drain(output);
+        drain(child.stderr.take().unwrap());
+        Self { child, address, data: data.to_owned() }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The end without warning, while others still look at it.
+    pub fn kill_now(&self) {
+        // SAFETY: a signal to our own child, which is waited for only when it is dropped.
+        assert_eq!(unsafe { libc::kill(self.pid() as i32, libc::SIGKILL) }, 0);
+    }
+
+    /// The end without warning.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// The orderly end.
+    pub fn stop(mut self) -> ExitStatus {
+        // SAFETY: a signal to our own child, which has not been waited for.
+        assert_eq!(unsafe { libc::kill(self.pid() as i32, libc::SIGTERM) }, 0);
+        self.child.wait().unwrap()
+    }
+
+    pub fn identity(&self) -> Identity {
+        Identity::of(&self.data)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads a pipe to its end on a thread, so that its writer never blocks; shown when a test fails.
+fn drain(pipe: impl Read + Send + 'static) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            println!("switch: {line}");
+        }
+    });
+}
+
+/// Trust anchor and signing key of a development directory.
+pub struct Identity {
+    pub roots: Arc<RootCertStore>,
+    pub key: SigningKey,
+}
+
+impl Identity {
+    pub fn of(data: &Path) -> Self {
+        let files = dev::load(data).unwrap();
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(&files.ca).unwrap() {
+            roots.add(certificate.unwrap()).unwrap();
+        }
+        Self { roots: Arc::new(roots), key: files.signing_key().unwrap() }
+    }
+
+    pub fn token(&self, user: &str) -> String {
+        self.token_with(user, None, 3_600)
+    }
+
+    pub fn token_with(&self, user: &str, device: Option<&str>, ttl_s: u64) -> String {
+        let device = device.map(|device| DeviceId::new(device).unwrap());
+        mint_with(&self.key, user, device.as_ref(), ttl_s, now_s())
+    }
+}
+
+pub fn mint_with(
+    key: &SigningKey,
+    user: &str,
+    device: Option<&DeviceId>,
+    ttl_s: u64,
+    now_s: u64,
+) -> String {
+    let request = MintRequest {
+        user: &UserId::new(user).unwrap(),
+        device,
+        ttl_s,
+        now_s,
+        issuer: Some(dev::ISSUER),
+        audience: AUDIENCE,
+        jti: None,
+    };
+    mint(key, &request).unwrap()
+}
+
+pub fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+pub fn data_dir() -> TempDir {
+    tempfile::Builder::new().prefix("iris-it-").tempdir().unwrap()
+}
+
+/// A seed from the environment (`IRIS_TEST_SEED`), or a new one; printed, so that a failure repeats.
+pub fn seed() -> u64 {
+    let given = std::env::var("IRIS_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = given.unwrap_or_else(|| now_s() ^ u64::from(std::process::id()) << 32);
+    println!("IRIS_TEST_SEED={seed}");
+    seed
+}
+
+/// A small generator for tests (SplitMix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}

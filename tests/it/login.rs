@@ -1,0 +1,197 @@
+//! Strangers, bad tokens and bad bytes: each has a typed end, and others notice nothing.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use iris::auth::SigningKey;
+use iris_proto::v2::client_frame::Frame as ClientFrame;
+use iris_proto::v2::{self, GoodbyeReason, RejectCode};
+
+use super::harness::{Server, Setup, data_dir, mint_with, now_s};
+use super::raw::{Hello, Raw};
+
+fn refusal(server: &Server, token: &str, hello: &Hello<'_>) -> GoodbyeReason {
+    let mut client = Raw::connect(server.address, &server.identity());
+    client.hello(token, hello);
+    client.goodbye()
+}
+
+/// R: A-2
+#[test]
+fn every_bad_token_gets_the_same_goodbye() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let identity = server.identity();
+    let other_key = SigningKey::read("dev", &[7; 32]).unwrap();
+    let other_kid = SigningKey::read("unknown", &[7; 32]).unwrap();
+    let good = identity.token("ann");
+    let (head, signature) = good.rsplit_once('.').unwrap();
+    let first = if signature.starts_with('A') { "B" } else { "A" };
+    let tokens = [
+        String::new(),
+        "not a token".to_owned(),
+        "a.b.c".to_owned(),
+        format!("{head}."),
+        format!("{head}.{first}{}", &signature[1..]),
+        mint_with(&identity.key, "ann", None, 60, now_s() - 3_600), // expired
+        mint_with(&identity.key, "ann", None, 60, now_s() + 3_600), // not valid yet
+        mint_with(&other_key, "ann", None, 60, now_s()),            // HS256 for an EdDSA key
+        mint_with(&other_kid, "ann", None, 60, now_s()),
+        format!("eyJhbGciOiJub25lIn0.{}.", head.split_once('.').unwrap().1),
+        "x".repeat(4_000),
+    ];
+    for token in tokens {
+        let reason = refusal(&server, &token, &Hello::default());
+        assert_eq!(reason, GoodbyeReason::BadToken, "token {token:?}");
+    }
+    Raw::login(&server, "ann");
+}
+
+/// R: A-4
+#[test]
+fn a_token_for_one_device_opens_no_session_of_another() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let token = server.identity().token_with("ann", Some("phone"), 60);
+    let laptop = Hello { device: "laptop", ..Hello::default() };
+    assert_eq!(refusal(&server, &token, &laptop), GoodbyeReason::DeviceMismatch);
+    let mut client = Raw::connect(server.address, &server.identity());
+    client.hello(&token, &Hello { device: "", ..Hello::default() });
+    assert_eq!(client.welcome().device, "phone");
+}
+
+/// R: A-2
+#[test]
+fn a_session_ends_with_its_token() {
+    let data = data_dir();
+    let environment = vec![("IRIS_AUTH__LEEWAY_S", "0".to_owned())];
+    let server = Server::start_with(data.path(), &Setup { environment, ..Setup::default() });
+    let identity = server.identity();
+    let mut client = Raw::connect(server.address, &identity);
+    client.hello(&identity.token_with("ann", None, 2), &Hello::default());
+    client.welcome();
+    assert_eq!(client.goodbye(), GoodbyeReason::TokenExpired);
+}
+
+/// R: A-5
+#[test]
+fn a_frame_over_its_limit_ends_the_connection_before_and_after_login() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let mut stranger = Raw::connect(server.address, &server.identity());
+    stranger.write_bytes(&(8 * 1024 + 1u32).to_be_bytes());
+    assert_eq!(stranger.goodbye(), GoodbyeReason::FrameTooLarge);
+    let mut ann = Raw::login(&server, "ann");
+    ann.write_bytes(&u32::MAX.to_be_bytes());
+    assert_eq!(ann.goodbye(), GoodbyeReason::FrameTooLarge);
+}
+
+/// R: A-5
+#[test]
+fn bytes_that_are_no_frame_and_frames_out_of_place_end_the_connection() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let mut stranger = Raw::connect(server.address, &server.identity());
+    stranger.send("ben", 1, b"before Hello");
+    assert_eq!(stranger.goodbye(), GoodbyeReason::BadFrame);
+    let mut ann = Raw::login(&server, "ann");
+    ann.write_bytes(&[0, 0, 0, 3, 0xff, 0xff, 0xff]);
+    assert_eq!(ann.goodbye(), GoodbyeReason::BadFrame);
+    let mut ann = Raw::login(&server, "ann");
+    ann.hello(&server.identity().token("ann"), &Hello::default());
+    assert_eq!(ann.goodbye(), GoodbyeReason::BadFrame);
+}
+
+/// R: E-6
+#[test]
+fn an_unknown_frame_is_answered_and_the_session_goes_on() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let mut ann = Raw::login(&server, "ann");
+    ann.write_bytes(&[0, 0, 0, 5, 0xaa, 0x06, 2, 8, 77]); // variant 101 with tag 77
+    let (code, rejected) = ann.rejected();
+    assert_eq!((code, rejected.tag), (RejectCode::UnknownFrame, 77));
+    ann.send_accepted("ann", 1, b"still here");
+}
+
+/// R: E-6
+#[test]
+fn a_client_without_a_common_version_is_told_so() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let identity = server.identity();
+    let mut client = Raw::connect(server.address, &identity);
+    client.write(ClientFrame::Hello(v2::Hello {
+        token: identity.token("ann"),
+        send_epoch: 1,
+        version_min: 3,
+        version_max: 4,
+        ..Default::default()
+    }));
+    assert_eq!(client.goodbye(), GoodbyeReason::Version);
+}
+
+#[test]
+fn the_newest_connection_of_a_device_replaces_the_older_one() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let mut old = Raw::login(&server, "ann");
+    let mut new = Raw::login(&server, "ann");
+    assert_eq!(old.goodbye(), GoodbyeReason::Replaced);
+    new.send_accepted("ann", 1, b"x");
+}
+
+/// R: B-9
+#[test]
+fn a_ninth_device_is_told_that_there_are_too_many() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    for i in 0..8 {
+        let device = format!("device-{i}");
+        Raw::login_with(&server, "ann", &Hello { device: &device, ..Hello::default() });
+    }
+    let token = server.identity().token("ann");
+    let ninth = Hello { device: "device-8", ..Hello::default() };
+    assert_eq!(refusal(&server, &token, &ninth), GoodbyeReason::TooManyDevices);
+}
+
+/// R: A-5
+#[test]
+fn strangers_who_say_nothing_or_too_little_are_closed_at_the_deadline() {
+    let data = data_dir();
+    let environment = vec![("IRIS_LIMITS__HELLO_TIMEOUT_MS", "300".to_owned())];
+    let server = Server::start_with(data.path(), &Setup { environment, ..Setup::default() });
+    let mut silent = TcpStream::connect(server.address).unwrap();
+    silent.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut dribbling = silent_after(&server, &[0x16, 0x03]);
+    let mut half_hello = Raw::connect(server.address, &server.identity());
+    half_hello.write_bytes(&[0, 0, 1, 0, 10]);
+    let mut rest = Vec::new();
+    silent.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, b"", "nothing can be said before the handshake");
+    dribbling.read_to_end(&mut rest).unwrap();
+    assert_eq!(half_hello.goodbye(), GoodbyeReason::HelloTimeout);
+}
+
+fn silent_after(server: &Server, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream.write_all(bytes).unwrap();
+    stream
+}
+
+/// R: A-1
+#[test]
+fn plaintext_and_other_protocols_get_nowhere_and_hurt_nobody() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let mut ann = Raw::login(&server, "ann");
+    for bytes in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0; 100], &[0xff; 5_000]] {
+        let mut rest = Vec::new();
+        // An alert or nothing, and then the end; a reset is an end, too.
+        let _ = silent_after(&server, bytes).read_to_end(&mut rest);
+        assert!(rest.len() < 100, "{} bytes for a stranger", rest.len());
+    }
+    ann.send_accepted("ann", 1, b"x");
+}

@@ -1,0 +1,232 @@
+//! A client that does exactly what it is told, rules or not. Blocking; every read has a deadline, so
+//! a switch that says nothing is a failure and not a hang.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use iris_proto::v2::client_frame::Frame as ClientFrame;
+use iris_proto::v2::server_frame::Frame as ServerFrame;
+use iris_proto::v2::{self, GoodbyeReason, RejectCode};
+use iris_proto::wire;
+use prost::Message;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+
+use super::harness::{Identity, Server};
+
+/// How long a test waits for what must come.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One TLS connection.
+pub struct Raw {
+    stream: StreamOwned<ClientConnection, TcpStream>,
+    received: Vec<u8>,
+    frames: VecDeque<ServerFrame>,
+    tag: u64,
+}
+
+/// What a login may choose.
+#[derive(Clone)]
+pub struct Hello<'a> {
+    pub device: &'a str,
+    pub epoch: u64,
+    pub resume_after: Option<u64>,
+    pub send_only: bool,
+}
+
+impl Default for Hello<'_> {
+    fn default() -> Self {
+        Self { device: "phone", epoch: 1, resume_after: None, send_only: false }
+    }
+}
+
+fn config(identity: &Identity) -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(identity.roots.clone())
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"iris/2".to_vec()];
+    Arc::new(config)
+}
+
+impl Raw {
+    /// Connects, without a login.
+    pub fn connect(address: SocketAddr, identity: &Identity) -> Self {
+        Self::try_connect(address, identity).unwrap()
+    }
+
+    /// The same with a switch that may be gone.
+    pub fn try_connect(address: SocketAddr, identity: &Identity) -> Option<Self> {
+        let socket = TcpStream::connect(address).ok()?;
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket.set_nodelay(true).unwrap();
+        let name = "localhost".try_into().unwrap();
+        let tls = ClientConnection::new(config(identity), name).unwrap();
+        let stream = StreamOwned::new(tls, socket);
+        Some(Self { stream, received: Vec::new(), frames: VecDeque::new(), tag: 0 })
+    }
+
+    /// Connects and logs in as `user` on device `phone`.
+    pub fn login(server: &Server, user: &str) -> Self {
+        Self::login_with(server, user, &Hello::default()).0
+    }
+
+    pub fn login_with(server: &Server, user: &str, hello: &Hello<'_>) -> (Self, v2::Welcome) {
+        let identity = server.identity();
+        let mut client = Self::connect(server.address, &identity);
+        client.hello(&identity.token(user), hello);
+        let welcome = client.welcome();
+        (client, welcome)
+    }
+
+    pub fn hello(&mut self, token: &str, hello: &Hello<'_>) {
+        self.try_hello(token, hello).unwrap();
+    }
+
+    pub fn try_hello(&mut self, token: &str, hello: &Hello<'_>) -> io::Result<()> {
+        self.try_write(ClientFrame::Hello(v2::Hello {
+            token: token.to_owned(),
+            device: hello.device.to_owned(),
+            send_epoch: hello.epoch,
+            resume_after: hello.resume_after,
+            version_min: 2,
+            version_max: 2,
+            capabilities: match hello.send_only {
+                true => vec!["send-only".to_owned()],
+                false => Vec::new(),
+            },
+        }))
+    }
+
+    pub fn welcome(&mut self) -> v2::Welcome {
+        match self.next() {
+            ServerFrame::Welcome(welcome) => welcome,
+            other => panic!("a Welcome was due, {other:?} came"),
+        }
+    }
+
+    pub fn write(&mut self, frame: ClientFrame) {
+        self.try_write(frame).unwrap();
+    }
+
+    fn try_write(&mut self, frame: ClientFrame) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        wire::encode_client(&mut bytes, frame);
+        self.stream.write_all(&bytes)?;
+        self.stream.flush()
+    }
+
+    pub fn write_bytes(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+        self.stream.flush().unwrap();
+    }
+
+    /// Sends without waiting; the tag of the request.
+    pub fn send(&mut self, to: &str, n: u64, body: &[u8]) -> u64 {
+        self.try_send(to, n, body).unwrap()
+    }
+
+    /// The same with a switch that may be gone.
+    pub fn try_send(&mut self, to: &str, n: u64, body: &[u8]) -> io::Result<u64> {
+        self.tag += 1;
+        let tag = self.tag;
+        self.try_write(ClientFrame::Send(v2::Send {
+            tag,
+            to: to.to_owned(),
+            n,
+            id: vec![n as u8; 16],
+            body: body.to_vec(),
+        }))?;
+        Ok(tag)
+    }
+
+    /// Sends and waits until it is accepted.
+    pub fn send_accepted(&mut self, to: &str, n: u64, body: &[u8]) {
+        let tag = self.send(to, n, body);
+        assert_eq!(self.accepted(), v2::Accepted { tag, n });
+    }
+
+    pub fn ack(&mut self, seq: u64) {
+        self.write(ClientFrame::Ack(v2::Ack { seq }));
+    }
+
+    /// The next frame of any kind.
+    pub fn next(&mut self) -> ServerFrame {
+        self.try_next().unwrap_or_else(|why| panic!("a frame was due: {why}"))
+    }
+
+    /// The next frame; an error at the end of the connection or of patience.
+    pub fn try_next(&mut self) -> Result<ServerFrame, String> {
+        loop {
+            if let Some(frame) = self.frames.pop_front() {
+                return Ok(frame);
+            }
+            let mut buffer = [0; 64 * 1024];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err("the connection ended".to_owned()),
+                Ok(count) => self.received.extend_from_slice(&buffer[..count]),
+                Err(error) => return Err(error.to_string()),
+            }
+            let mut at = 0;
+            while let Some(head) = self.received.get(at..at + 4) {
+                let len = u32::from_be_bytes(head.try_into().unwrap()) as usize;
+                let Some(frame) = self.received.get(at + 4..at + 4 + len) else { break };
+                let frame = v2::ServerFrame::decode(frame).unwrap().frame.unwrap();
+                self.frames.push_back(frame);
+                at += 4 + len;
+            }
+            self.received.drain(..at);
+        }
+    }
+
+    pub fn entry(&mut self) -> v2::Entry {
+        match self.next() {
+            ServerFrame::Entry(entry) => entry,
+            other => panic!("an Entry was due, {other:?} came"),
+        }
+    }
+
+    pub fn accepted(&mut self) -> v2::Accepted {
+        match self.next() {
+            ServerFrame::Accepted(accepted) => accepted,
+            other => panic!("an Accepted was due, {other:?} came"),
+        }
+    }
+
+    pub fn rejected(&mut self) -> (RejectCode, v2::Rejected) {
+        match self.next() {
+            ServerFrame::Rejected(rejected) => (rejected.code(), rejected),
+            other => panic!("a Rejected was due, {other:?} came"),
+        }
+    }
+
+    /// The Goodbye that is due, and then the end of the connection.
+    pub fn goodbye(&mut self) -> GoodbyeReason {
+        let reason = match self.next() {
+            ServerFrame::Goodbye(goodbye) => goodbye.reason(),
+            other => panic!("a Goodbye was due, {other:?} came"),
+        };
+        assert!(self.try_next().is_err(), "something came after a Goodbye");
+        reason
+    }
+
+    /// Everything that the switch sends before it answers a Ping sent now: what is not in it had not
+    /// been sent by then.
+    pub fn until_pong(&mut self) -> Vec<ServerFrame> {
+        self.tag += 1;
+        let nonce = self.tag;
+        self.write(ClientFrame::Ping(v2::Ping { nonce }));
+        let mut before = Vec::new();
+        loop {
+            match self.next() {
+                ServerFrame::Pong(pong) if pong.nonce == nonce => return before,
+                frame => before.push(frame),
+            }
+        }
+    }
+}
