@@ -1,5 +1,6 @@
 //! Where each value comes from, and what is refused where.
 
+use super::settings::Kind;
 use super::*;
 use crate::auth::AuthError;
 
@@ -344,7 +345,7 @@ fn every_setting_has_a_section_of_its_own_kin_and_a_meaning() {
     for setting in SETTINGS {
         assert!(describe().contains(setting.about) && !setting.about.is_empty());
         if let Some(default) = setting.default {
-            setting.kind.from_text(default).unwrap();
+            setting.kind.read_text(default).unwrap();
         }
     }
     keys.sort();
