@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 
 use super::output::{self, shell_word};
 use super::{ADDRESS_DEFAULT, DATA_DEFAULT, Failure, logging};
@@ -49,17 +49,13 @@ Exit codes:
 
 /// Where a configuration comes from: shared by `serve` and `config check`.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("source").required(true)))]
 pub(super) struct SourceArgs {
     /// The configuration file
-    #[arg(
-        long,
-        value_name = "FILE",
-        required_unless_present = "dev",
-        conflicts_with = "dev"
-    )]
+    #[arg(long, value_name = "FILE", group = "source")]
     config: Option<PathBuf>,
     /// Make and use a development identity instead of a file
-    #[arg(long)]
+    #[arg(long, group = "source")]
     dev: bool,
     /// Data directory [default: iris-data]
     #[arg(long, value_name = "DIR")]

@@ -22,7 +22,7 @@ struct Page<'a> {
 impl Page<'_> {
     /// Line and column, counted from 1, columns in characters.
     fn place(&self, span: Range<usize>) -> Source {
-        let before = &self.text[..self.text.floor_char_boundary(span.start)];
+        let before = self.text.get(..span.start).unwrap_or(self.text);
         let line = 1 + before.matches('\n').count();
         let begun = before.rsplit('\n').next().unwrap_or("");
         Source::File {
@@ -86,7 +86,7 @@ fn read_setting(
         return Err(unknown_key(page, section, name.span(), &key));
     };
     let place = page.place(value.span());
-    match SETTINGS[index].kind.from_toml(value.get_ref()) {
+    match SETTINGS[index].kind.read_toml(value.get_ref()) {
         Ok(Value::Path(path)) => settled.put(index, Value::Path(page.resolve(path)), place),
         Ok(value) => settled.put(index, value, place),
         Err(complaint) => {
@@ -161,7 +161,7 @@ fn read_key(page: &Page<'_>, table: &DeTable<'_>) -> Result<KeyFile, ConfigError
             });
         };
         let place = page.place(value.span());
-        match Kind::Text.from_toml(value.get_ref()) {
+        match Kind::Text.read_toml(value.get_ref()) {
             Ok(Value::Text(text)) => fields[index] = Some((text, place)),
             Ok(other) => panic!("a text is a text, not {other:?}"),
             Err(complaint) => {

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 
 pub use settings::Complaint;
 pub use settings::{CORES_MAX, Cores, Source, describe};
-use settings::{Kind, SETTINGS, Setting, Value, find};
+use settings::{SETTINGS, Setting, Value, find};
 
 use crate::auth::{Algorithm, Key, KeyError, Keyring, Rules};
 use crate::runtime::dev::{self, DevFiles};
@@ -236,7 +236,7 @@ impl Settled {
 
     fn put_text(&mut self, index: usize, text: &str, source: Source) -> Result<(), ConfigError> {
         let setting = &SETTINGS[index];
-        match setting.kind.from_text(text) {
+        match setting.kind.read_text(text) {
             Ok(value) => self.put(index, value, source),
             Err(complaint) => {
                 let key = setting.key();

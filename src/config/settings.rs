@@ -285,7 +285,7 @@ pub enum Complaint {
 
 impl Kind {
     /// Reads a value as flags, variables and defaults write it.
-    pub fn from_text(&self, text: &str) -> Result<Value, Complaint> {
+    pub fn read_text(&self, text: &str) -> Result<Value, Complaint> {
         let found = || text.to_owned();
         match self {
             Self::Address => address(text).map(Value::Address),
@@ -315,7 +315,7 @@ impl Kind {
     }
 
     /// Reads a value as the file writes it.
-    pub fn from_toml(&self, value: &DeValue<'_>) -> Result<Value, Complaint> {
+    pub fn read_toml(&self, value: &DeValue<'_>) -> Result<Value, Complaint> {
         match (self, value) {
             (Self::Number { min, max }, DeValue::Integer(integer)) => {
                 let number = u64::from_str_radix(integer.as_str(), integer.radix());
@@ -339,7 +339,7 @@ impl Kind {
                 check_cores(cores).map(Value::Cores)
             }
             (Self::Number { .. }, other) => Err(wrong_type(self, other)),
-            (_, DeValue::String(text)) => self.from_text(text),
+            (_, DeValue::String(text)) => self.read_text(text),
             (_, other) => Err(wrong_type(self, other)),
         }
     }

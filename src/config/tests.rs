@@ -1,5 +1,6 @@
 //! Where each value comes from, and what is refused where.
 
+use super::settings::Kind;
 use super::*;
 use crate::auth::AuthError;
 
@@ -84,78 +85,80 @@ fn an_unknown_key_is_named_with_line_and_column() {
     assert!(error.starts_with("/etc/iris/iris.toml:3:1: unknown key `auth.keys.algorithm`"));
 }
 
+/// What a file says, and what is said of it after its path.
+const BAD_VALUES: &[(&str, &str)] = &[
+    (
+        "[server]\nlisten = 7447",
+        "2:10: `server.listen` must be an address in quotes, not an integer",
+    ),
+    (
+        "[server]\nlisten = \"x\"",
+        "2:10: `server.listen` must be an address such as",
+    ),
+    (
+        "[server]\ncores = \"some\"",
+        "2:9: `server.cores` must be \"all\" or numbers",
+    ),
+    (
+        "[server]\ncores = [0, 0]",
+        "2:9: `server.cores` names core 0 twice",
+    ),
+    ("[server]\ncores = []", "2:9: `server.cores` must be"),
+    ("[server]\ncores = [-1]", "2:9: `server.cores` must be"),
+    ("[server]\ncores = [99999]", "2:9: `server.cores` must be"),
+    ("[server]\ncores = [\"0\"]", "2:9: `server.cores` must be"),
+    (
+        "[server]\ncores = \"0-64\"",
+        "2:9: `server.cores` names 65 cores",
+    ),
+    (
+        "[server]\ndata = \"\"",
+        "2:8: `server.data` must have 1 to 256 bytes",
+    ),
+    (
+        "[auth]\nleeway_s = 301",
+        "2:12: `auth.leeway_s` must be 0 to 300, not 301",
+    ),
+    (
+        "[auth]\nleeway_s = -1",
+        "2:12: `auth.leeway_s` must be 0 to 300, not -1",
+    ),
+    (
+        "[auth]\nleeway_s = \"5\"",
+        "2:12: `auth.leeway_s` must be a whole number, not a string",
+    ),
+    (
+        "[auth]\nleeway_s = 1.5",
+        "2:12: `auth.leeway_s` must be a whole number, not a float",
+    ),
+    (
+        "[log]\nlevel = \"loud\"",
+        "2:9: `log.level` must be one of off, error, warn",
+    ),
+    (
+        "[log]\nlevel = true",
+        "2:9: `log.level` must be a text in quotes, not a boolean",
+    ),
+    (
+        "server = 1",
+        "1:10: this is not TOML (`server` is a section; write [server])",
+    ),
+    (
+        "[auth]\nkeys = 1",
+        "2:8: this is not TOML (`auth.keys` is a list of tables",
+    ),
+    (
+        "[[auth.keys]]\nalg = \"none\"\nkid = \"a\"\nfile = \"f\"",
+        "2:7: `auth.keys.alg` must be one",
+    ),
+    ("[server\n", "1:8: this is not TOML"),
+    ("[server]\n\u{e4} = 1 = 2", "2:"),
+];
+
 /// R: E-5
 #[test]
 fn a_value_of_the_wrong_type_or_range_is_named_with_line_and_column() {
-    let cases = [
-        (
-            "[server]\nlisten = 7447",
-            "2:10: `server.listen` must be an address in quotes, not an integer",
-        ),
-        (
-            "[server]\nlisten = \"x\"",
-            "2:10: `server.listen` must be an address such as",
-        ),
-        (
-            "[server]\ncores = \"some\"",
-            "2:9: `server.cores` must be \"all\" or numbers",
-        ),
-        (
-            "[server]\ncores = [0, 0]",
-            "2:9: `server.cores` names core 0 twice",
-        ),
-        ("[server]\ncores = []", "2:9: `server.cores` must be"),
-        ("[server]\ncores = [-1]", "2:9: `server.cores` must be"),
-        ("[server]\ncores = [99999]", "2:9: `server.cores` must be"),
-        ("[server]\ncores = [\"0\"]", "2:9: `server.cores` must be"),
-        (
-            "[server]\ncores = \"0-64\"",
-            "2:9: `server.cores` names 65 cores",
-        ),
-        (
-            "[server]\ndata = \"\"",
-            "2:8: `server.data` must have 1 to 256 bytes",
-        ),
-        (
-            "[auth]\nleeway_s = 301",
-            "2:12: `auth.leeway_s` must be 0 to 300, not 301",
-        ),
-        (
-            "[auth]\nleeway_s = -1",
-            "2:12: `auth.leeway_s` must be 0 to 300, not -1",
-        ),
-        (
-            "[auth]\nleeway_s = \"5\"",
-            "2:12: `auth.leeway_s` must be a whole number, not a string",
-        ),
-        (
-            "[auth]\nleeway_s = 1.5",
-            "2:12: `auth.leeway_s` must be a whole number, not a float",
-        ),
-        (
-            "[log]\nlevel = \"loud\"",
-            "2:9: `log.level` must be one of off, error, warn",
-        ),
-        (
-            "[log]\nlevel = true",
-            "2:9: `log.level` must be a text in quotes, not a boolean",
-        ),
-        (
-            "server = 1",
-            "1:10: this is not TOML (`server` is a section; write [server])",
-        ),
-        (
-            "[auth]\nkeys = 1",
-            "2:8: this is not TOML (`auth.keys` is a list of tables",
-        ),
-        (
-            "[[auth.keys]]\nalg = \"none\"\nkid = \"a\"\nfile = \"f\"",
-            "2:7: `auth.keys.alg` must be one",
-        ),
-        ("[server\n", "1:8: this is not TOML"),
-        ("[server]\n\u{e4} = 1 = 2", "2:"),
-    ];
-    for (text, wanted) in cases {
+    for (text, wanted) in BAD_VALUES {
         let error = refused(text);
         assert!(
             error.starts_with(&format!("{PATH}:{wanted}")),
@@ -344,7 +347,7 @@ fn every_setting_has_a_section_of_its_own_kin_and_a_meaning() {
     for setting in SETTINGS {
         assert!(describe().contains(setting.about) && !setting.about.is_empty());
         if let Some(default) = setting.default {
-            setting.kind.from_text(default).unwrap();
+            setting.kind.read_text(default).unwrap();
         }
     }
     keys.sort();
