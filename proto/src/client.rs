@@ -23,12 +23,12 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::frame::Decoder;
-use crate::id::{DeviceId, MessageId, SendEpoch, SendNumber, Seq, UserId};
+use crate::id::{DeviceId, MessageId, SendEpoch, Seq, UserId};
 use crate::limits::{
     CLIENT_ACK_DELAY_MS, CLIENT_ANSWER_MS, CLIENT_PING_AFTER_MS, FRAME_BYTES_MAX,
     SENDS_IN_FLIGHT_MAX, VERSION, WINDOW_BYTES_MAX, WINDOW_ENTRIES_MAX,
 };
-use crate::reject::{AfterGoodbye, GoodbyeReason, RejectCode};
+use crate::reject::{AfterGoodbye, GoodbyeReason};
 use crate::v2::{self, client_frame};
 use crate::wire::{
     DecodeError, EntryRef, ServerFrameRef, decode_server, encode_ack, encode_client, encode_ping,
