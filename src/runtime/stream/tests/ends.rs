@@ -219,6 +219,7 @@ fn closing_in_every_state_leaves_no_descriptor() {
                 assert!(!core.sockets.can_send(id));
                 core.sockets.close(id);
                 assert_eq!(core.sockets.ring.in_flight(), 0, "state {state}");
+                assert_eq!(core.sockets.buffers.available(), 4, "state {state}");
             }
         }
     });
