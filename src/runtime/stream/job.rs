@@ -162,9 +162,8 @@ impl Jobs {
             _ => None,
         };
         // The entries behind a failure report that they were cancelled: keep the reason, not them.
-        match (failure, job.result) {
-            (Some(errno), Ok(()) | Err(libc::ECANCELED)) => job.result = Err(errno),
-            _ => {}
+        if let (Some(errno), Ok(()) | Err(libc::ECANCELED)) = (failure, job.result) {
+            job.result = Err(errno);
         }
         if job.left > 0 {
             return None;

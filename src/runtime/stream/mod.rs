@@ -353,7 +353,9 @@ impl Sockets {
         Ok(id)
     }
 
-    /// Whether [`Self::send`] may be called: connected, not closing, and no send under way.
+    /// Whether [`Self::send`] may be called: connected, not closing, and no send under way. It can be
+    /// true before the `Sent` of the last send has been looked at, so keep what waits to be sent in
+    /// one queue per socket, and send from its front only.
     pub fn can_send(&mut self, id: SocketId) -> bool {
         self.slots.get(id).is_some_and(|slot| {
             slot.is(CONNECTED) && !slot.is(CLOSING | DETACHING) && !slot.has(SEND)

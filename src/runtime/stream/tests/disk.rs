@@ -110,6 +110,45 @@ fn a_short_write_is_an_error() {
     });
 }
 
+/// R: D-4
+#[test]
+fn a_job_that_does_not_fit_into_the_ring_is_not_torn() {
+    run(async {
+        let config = SocketsConfig {
+            entries: 4,
+            buffers: 4,
+            buffer_bytes: 512,
+        };
+        let mut core = Core::new(config);
+        let (good, kept) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        for round in 0..10 {
+            let fits = [(good.as_raw_fd(), 0, vec![1; 100])];
+            let torn = [(-1, 0, vec![2; 100]), (kept.as_raw_fd(), 0, vec![3; 100])];
+            // SAFETY: the files stay open and are not mapped.
+            unsafe {
+                core.sockets.write_and_sync(round, fits.into_iter());
+                core.sockets.write_and_sync(100 + round, torn.into_iter());
+            }
+            for _ in 0..2 {
+                let (number, result, _) = job(&mut core).await;
+                assert_eq!(
+                    result,
+                    if number == round {
+                        Ok(())
+                    } else {
+                        Err(libc::EBADF)
+                    }
+                );
+            }
+        }
+        assert_eq!(
+            kept.metadata().unwrap().len(),
+            0,
+            "the second write hangs on the first"
+        );
+    });
+}
+
 /// How many pages of a map are in memory.
 fn resident(map: &memmap2::Mmap) -> usize {
     let mut pages = vec![0_u8; map.len().div_ceil(4096)];

@@ -118,6 +118,38 @@ fn a_send_larger_than_the_kernel_takes_at_once_arrives_whole() {
     });
 }
 
+#[test]
+fn a_send_cut_short_goes_on_where_it_stopped() {
+    run(async {
+        let mut core = Core::small();
+        let (id, mut peer) = core.pair();
+        let slot = core.sockets.slots.get(id).unwrap();
+        (slot.operations, slot.sending) = (SEND, stream(0, 100));
+        // What the kernel says after a signal in the middle of a send.
+        let short = Completion {
+            user_data: Tag::socket(Kind::Send, id).pack(),
+            result: 10,
+            ..Completion::default()
+        };
+        let mut events = Vec::new();
+        core.sockets.complete(short, &mut events);
+        assert!(events.is_empty());
+        let event = core.next().await;
+        let Event::Sent {
+            buffer,
+            result: Ok(()),
+            ..
+        } = event
+        else {
+            panic!("{event:?}")
+        };
+        assert_eq!(buffer, stream(0, 100), "the buffer comes back whole");
+        let mut rest = [0; 90];
+        peer.read_exact(&mut rest).unwrap();
+        assert_eq!(rest[..], stream(10, 90));
+    });
+}
+
 /// Writes until the kernel takes no more; how many bytes it took.
 fn fill(peer: &mut std::net::TcpStream, from: usize) -> usize {
     let mut written = 0;

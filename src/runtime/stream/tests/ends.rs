@@ -219,8 +219,36 @@ fn closing_in_every_state_leaves_no_descriptor() {
                 assert!(!core.sockets.can_send(id));
                 core.sockets.close(id);
                 assert_eq!(core.sockets.ring.in_flight(), 0, "state {state}");
+                assert_eq!(core.sockets.buffers.available(), 4, "state {state}");
             }
         }
+    });
+}
+
+#[test]
+fn bytes_that_come_after_close_are_dropped_and_their_buffer_is_not() {
+    run(async {
+        let mut core = Core::small();
+        let (mut first, mut second) = (core.pair(), core.pair());
+        core.turn();
+        for (_, peer) in [&mut first, &mut second] {
+            peer.write_all(b"hello").unwrap();
+        }
+        // One event of two: the other's completion waits in the ring while its socket is closed.
+        let mut events = Vec::new();
+        while events.is_empty() {
+            core.sockets.turn(&mut events, 1);
+        }
+        let Some(Event::Received { id, buffer }) = events.pop() else {
+            panic!("{events:?}")
+        };
+        core.sockets.release(buffer);
+        core.sockets
+            .close(if id == first.0 { second.0 } else { first.0 });
+        while core.sockets.count() > 1 {
+            assert!(core.poll().await.is_none());
+        }
+        assert_eq!(core.sockets.buffers.available(), 64);
     });
 }
 

@@ -81,6 +81,34 @@ fn a_doorbell_rung_before_the_wait_is_not_lost() {
 }
 
 #[test]
+fn a_wait_with_work_at_hand_returns_at_once() {
+    use std::io::Write;
+    run(async {
+        let mut sockets = Sockets::new(SocketsConfig::default()).unwrap();
+        let mut waiter = Waiter::new(&sockets).unwrap();
+        let (ours, mut theirs) = pair();
+        sockets.adopt(ours);
+        // Nothing rings here, and there is no timer: whoever sleeps, sleeps for ever.
+        waiter.wait(&mut sockets).await;
+        let mut events = Vec::new();
+        for _ in 0..1000 {
+            sockets.turn(&mut events, 10);
+            assert!(events.is_empty());
+            // Arrives while completions do not ring.
+            theirs.write_all(b"x").unwrap();
+            while events.is_empty() {
+                waiter.wait(&mut sockets).await;
+                sockets.turn(&mut events, 10);
+            }
+            let Some(Event::Received { buffer, .. }) = events.pop() else {
+                panic!("{events:?}")
+            };
+            sockets.release(buffer);
+        }
+    });
+}
+
+#[test]
 fn a_turn_with_nothing_to_do_makes_no_system_call() {
     run(async {
         let mut core = Core::small();
