@@ -1,1 +1,158 @@
-//! To come.
+//! The `iris` command line.
+//!
+//! `--help` of each command is its manual: what it does, examples, environment, files, exit codes. A
+//! failure is one line on standard error (what, why, what to do) and exit code 1; wrong usage is exit
+//! code 2. A reader that goes away (`iris … | head -1`) ends a command quietly, see `output`.
+//!
+//! What a command does is elsewhere: this module reads arguments and prints results.
+
+mod completions;
+mod config;
+mod logging;
+pub mod output;
+mod serve;
+mod token;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use output::Failure;
+
+/// The exit code of every failure; wrong usage has 2.
+pub const EXIT_FAILURE: u8 = 1;
+/// The exit code of wrong usage.
+pub const EXIT_USAGE: u8 = 2;
+/// The data directory of every command that is not told another.
+pub const DATA_DEFAULT: &str = "iris-data";
+/// Where a switch listens, and clients look for it, unless told otherwise.
+pub const ADDRESS_DEFAULT: &str = "127.0.0.1:7447";
+
+const MANUAL: &str = "\
+Iris stores a message on disk before it tells the sender `accepted`, and delivers it to every device \
+of the recipient exactly once by number, in order, whenever that device comes.
+
+One switch is one process: `iris serve`. Everything else here is a client or a tool.";
+
+const EXAMPLES: &str = "\
+Examples:
+  iris serve --dev                          a switch with everything made for you, in ./iris-data
+  iris token --user alice                   a token for it, good for an hour
+  iris serve --config /etc/iris/iris.toml   a switch as configured
+  iris config check --config iris.toml      what it would run with, and where each value comes from
+  iris completions bash > /etc/bash_completion.d/iris
+
+Exit codes:
+  0  done
+  1  failed; standard error has one line: what, why, what to do
+  2  wrong usage
+
+Files:
+  ./iris-data       data directory of `--dev` and of the clients (another: --data DIR)
+  ./iris-data/dev   development certificate and keys: whoever can read them can be anyone";
+
+/// A durable message switch.
+#[derive(Debug, Parser)]
+#[command(name = "iris", version, about = "A durable message switch", long_about = MANUAL)]
+#[command(after_long_help = EXAMPLES, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the switch
+    Serve(serve::ServeArgs),
+    /// Make a token, with which a user logs in
+    Token(token::TokenArgs),
+    // Send(send::SendArgs), Recv(recv::RecvArgs), Chat(chat::ChatArgs): the clients.
+    /// Check a configuration
+    Config(config::ConfigArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// Runs the command that `arguments` (the program's name first) ask for.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let program = arguments
+        .first()
+        .map(|name| name.to_string_lossy().into_owned());
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come here too. Nobody left to read it is no failure.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    let result = match cli.command {
+        Command::Serve(args) => serve::run(&args, program.as_deref().unwrap_or("iris")),
+        Command::Token(args) => token::run(&args),
+        Command::Config(args) => config::run(&args),
+        Command::Completions(args) => completions::run(&args),
+    };
+    match result {
+        Ok(()) | Err(Failure::ReaderGone) => ExitCode::SUCCESS,
+        Err(Failure::Told(line)) => {
+            output::complain(&line);
+            ExitCode::from(EXIT_FAILURE)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// R: E-5
+    #[test]
+    fn help_shows_every_setting_and_the_exit_codes() {
+        let mut command = Cli::command();
+        let top = command.render_long_help().to_string();
+        assert!(top.contains("Exit codes:") && top.contains("iris serve --dev"));
+        let serve = command
+            .find_subcommand_mut("serve")
+            .unwrap()
+            .render_long_help()
+            .to_string();
+        for wanted in [
+            "hello_timeout_ms",
+            "IRIS_SERVER__LISTEN",
+            "[[auth.keys]]",
+            "--cores",
+        ] {
+            assert!(
+                serve.contains(wanted),
+                "`iris serve --help` does not say {wanted}"
+            );
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_refused_by_name() {
+        let refused = |line: &str| {
+            let error = Cli::try_parse_from(line.split(' ')).unwrap_err();
+            assert!(error.use_stderr());
+            error.to_string()
+        };
+        assert!(refused("iris serve").contains("--config"));
+        assert!(refused("iris serve --dev --config x").contains("cannot be used with"));
+        assert!(refused("iris token").contains("--user"));
+        assert!(refused("iris token --user zo\u{eb}").contains("printable ASCII"));
+        assert!(refused("iris token --user a --device dev\u{1}ce").contains("printable ASCII"));
+        assert!(refused("iris token --user a --ttl 25h").contains("24h"));
+        assert!(refused("iris token --user a --key f").contains("--kid"));
+        assert!(refused("iris completions dos").contains("possible values"));
+        assert!(refused("iris frobnicate").contains("unrecognized"));
+    }
+}

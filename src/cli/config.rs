@@ -1,0 +1,50 @@
+//! `iris config check`: what a switch would run with, and where each value comes from.
+
+use clap::{Args, Subcommand};
+
+use super::serve::SourceArgs;
+use super::{Failure, output};
+use crate::config::{Config, KEY_FILE_BYTES_MAX, read_bounded};
+
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgs {
+    #[command(subcommand)]
+    command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the effective configuration with the source of each value
+    #[command(long_about = "\
+Print the effective configuration as TOML, with the source of each value as a comment, after reading \
+the file, the environment and the key files as `iris serve` would. Nothing is started or changed.")]
+    #[command(after_long_help = "\
+Examples:
+  iris config check --config iris.toml
+  IRIS_SERVER__LISTEN=0.0.0.0:7447 iris config check --config iris.toml
+
+Exit codes:
+  0  a switch would start with it, as far as files can tell
+  1  it would not; standard error says why, with line and column
+  2  wrong usage")]
+    Check(SourceArgs),
+}
+
+pub(super) fn run(args: &ConfigArgs) -> Result<(), Failure> {
+    let ConfigCommand::Check(source) = &args.command;
+    let config = source.load()?;
+    check_files(&config)?;
+    output::print(config.to_string().trim_end())
+}
+
+/// The development identity is made at the start, so its files need not be there yet.
+fn check_files(config: &Config) -> Result<(), Failure> {
+    if config.dev && !config.tls.certificate.exists() {
+        return Ok(());
+    }
+    config.keyring()?;
+    for file in [&config.tls.certificate, &config.tls.key] {
+        read_bounded(file, KEY_FILE_BYTES_MAX)?;
+    }
+    Ok(())
+}
