@@ -46,7 +46,10 @@ fn main() {
     });
     let prost = ns_per_frame(|| {
         out.clear();
-        let accepted = v2::Accepted { tag: black_box(300), n: black_box(7) };
+        let accepted = v2::Accepted {
+            tag: black_box(300),
+            n: black_box(7),
+        };
         encode_server(&mut out, server_frame::Frame::Accepted(accepted));
         black_box(&out);
     });
@@ -55,7 +58,16 @@ fn main() {
 
 fn decode(body: &[u8]) {
     let mut frame = Vec::new();
-    encode_send(&mut frame, &SendRef { tag: 300, to: "user-0042", n: 7, id: [9; 16], body });
+    encode_send(
+        &mut frame,
+        &SendRef {
+            tag: 300,
+            to: "user-0042",
+            n: 7,
+            id: [9; 16],
+            body,
+        },
+    );
     let payload = &frame[4..];
     let hand = ns_per_frame(|| {
         black_box(decode_client(black_box(payload)).expect("a whole frame"));
@@ -100,7 +112,13 @@ fn encode(body: &[u8]) {
     report(&format!("encode Entry, body {}", body.len()), hand, prost);
     let hand = ns_per_frame(|| {
         out.clear();
-        let send = SendRef { tag: 300, to: "user-0042", n: 7, id: [9; 16], body: black_box(body) };
+        let send = SendRef {
+            tag: 300,
+            to: "user-0042",
+            n: 7,
+            id: [9; 16],
+            body: black_box(body),
+        };
         encode_send(&mut out, &send);
         black_box(&out);
     });

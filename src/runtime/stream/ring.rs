@@ -9,9 +9,10 @@
 //! never holds more than three entries per socket, plus the jobs that the caller started.
 
 use super::StartError;
-use io_uring::{IoUring, cqueue, squeue};
+use io_uring::{IoUring, cqueue, squeue, types};
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 /// Completions copied out of the ring at a time (16 bytes each, on the stack). A guess: one page.
 pub(super) const REAP_BATCH: usize = 128;
@@ -189,6 +190,20 @@ impl Ring {
         }
     }
 
+    /// Submits what is queued and blocks for one completion, `timeout` at the longest.
+    pub(super) fn wait(&mut self, timeout: Duration) {
+        self.refill();
+        let timeout = types::Timespec::from(timeout);
+        let arguments = types::SubmitArgs::new().timespec(&timeout);
+        if let Err(error) = self.uring.submitter().submit_with_args(1, &arguments) {
+            let passing = matches!(
+                error.raw_os_error(),
+                Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
+            );
+            assert!(passing, "io_uring_enter refused our ring: {error}");
+        }
+    }
+
     /// Copies up to `limit` completions out; how many.
     pub(super) fn reap(&mut self, out: &mut [Completion; REAP_BATCH], limit: usize) -> usize {
         let mut count = 0;
@@ -222,6 +237,11 @@ impl Ring {
         }
         let queue = self.uring.submission();
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+    }
+
+    /// Whether no completion waits to be reaped.
+    pub(super) fn is_empty(&mut self) -> bool {
+        self.uring.completion().is_empty()
     }
 
     /// Operations whose last completion has not been reaped.
