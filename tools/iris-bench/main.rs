@@ -71,3 +71,8 @@ fn write_json(path: Option<&Path>, json: impl FnOnce() -> serde_json::Value) -> 
         )
     })
 }
+
+#[cfg(test)]
+mod fake_switch;
+#[cfg(test)]
+mod tests;
