@@ -476,6 +476,17 @@ impl Sockets {
             || (self.slots.has_starved() && self.buffers.available() > 0)
     }
 
+    /// For a plain thread that has no executor, such as the load generator's: submits what was asked
+    /// for and blocks until `turn` has something to do, `timeout` at the longest. One system call; a
+    /// [`Doorbell`] is not heard.
+    pub fn sleep(&mut self, timeout: std::time::Duration) {
+        self.ring.set_wakes(false);
+        if self.slots.has_unsettled() || !self.ring.is_empty() {
+            return;
+        }
+        self.ring.wait(timeout);
+    }
+
     /// Lets completions ring the eventfd, unless there is work already: then false.
     fn prepare_to_sleep(&mut self) -> bool {
         self.ring.set_wakes(true);

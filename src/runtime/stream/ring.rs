@@ -9,9 +9,10 @@
 //! never holds more than three entries per socket, plus the jobs that the caller started.
 
 use super::StartError;
-use io_uring::{IoUring, cqueue, squeue};
+use io_uring::{IoUring, cqueue, squeue, types};
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 /// Completions copied out of the ring at a time (16 bytes each, on the stack). A guess: one page.
 pub(super) const REAP_BATCH: usize = 128;
@@ -21,7 +22,7 @@ pub(super) const REAP_BATCH: usize = 128;
 pub(super) struct Completion {
     pub(super) user_data: u64,
     pub(super) result: i32,
-    pub(super) flags: u32,
+    flags: u32,
 }
 
 impl Completion {
@@ -48,8 +49,6 @@ pub(super) struct Ring {
     /// Operations pushed whose last completion has not been reaped.
     in_flight: usize,
     wakes: bool,
-    /// System calls made.
-    enters: u64,
 }
 
 impl Ring {
@@ -71,7 +70,6 @@ impl Ring {
             overflow: VecDeque::new(),
             in_flight: 0,
             wakes: true,
-            enters: 0,
         })
     }
 
@@ -174,7 +172,6 @@ impl Ring {
         if !needed && !wait {
             return;
         }
-        self.enters += 1;
         const GETEVENTS: u32 = 1;
         // SAFETY: no argument structure is passed; the entries were vouched for when pushed.
         let entered = unsafe {
@@ -188,6 +185,20 @@ impl Ring {
             let passing = matches!(
                 error.raw_os_error(),
                 Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
+            );
+            assert!(passing, "io_uring_enter refused our ring: {error}");
+        }
+    }
+
+    /// Submits what is queued and blocks for one completion, `timeout` at the longest.
+    pub(super) fn wait(&mut self, timeout: Duration) {
+        self.refill();
+        let timeout = types::Timespec::from(timeout);
+        let arguments = types::SubmitArgs::new().timespec(&timeout);
+        if let Err(error) = self.uring.submitter().submit_with_args(1, &arguments) {
+            let passing = matches!(
+                error.raw_os_error(),
+                Some(libc::ETIME | libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
             );
             assert!(passing, "io_uring_enter refused our ring: {error}");
         }
@@ -228,9 +239,9 @@ impl Ring {
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
     }
 
-    /// System calls made so far.
-    pub(super) fn enters(&self) -> u64 {
-        self.enters
+    /// Whether no completion waits to be reaped.
+    pub(super) fn is_empty(&mut self) -> bool {
+        self.uring.completion().is_empty()
     }
 
     /// Operations whose last completion has not been reaped.

@@ -1,0 +1,246 @@
+//! What can be asked on the command line. `iris-bench run --help` is the manual.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use iris_proto::limits::{BODY_BYTES_MAX, SENDS_IN_FLIGHT_MAX};
+
+use crate::message::STAMP_BYTES;
+
+/// Load generator and checker for Iris.
+#[derive(Debug, Parser)]
+#[command(name = "iris-bench", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Put load on a switch, measure it, and verify every message.
+    Run(RunArgs),
+    /// Measure the bare disk: 16 KiB write into a pre-zeroed file, then fdatasync, one after another.
+    Disk(DiskArgs),
+}
+
+const RUN_MANUAL: &str = "\
+HOW IT MEASURES
+  Each connection is a user of its own (bench-<run id>-<number>, device \"bench\"), over TLS 1.3, with a
+  token made from the development key in DIR/dev. Each message goes from a random connection to a
+  random other one, and carries the time at which it was meant to be sent and its number in the
+  stream from that sender to that recipient.
+
+  accept      from the intended time of sending until the sender has its Accepted: the message is on
+              stable storage.
+  end to end  from the intended time of sending until the recipient has the entry.
+
+  --saturate (the default) keeps W messages in flight on each connection: the intended time is the time
+  of sending, and the result is the throughput. --rate R sends R messages a second in all, evenly, come
+  what may: the intended time is the schedule's, so a stall of the switch (or of this program) counts
+  in full against every message that it held up. That is the mode to read latencies from; \"late\" says
+  how many messages left more than 1 ms after their time.
+
+  Warm-up is not counted. Throughput counts answers within the measured time; latency counts messages
+  meant to be sent within it, also those answered later.
+
+WHAT IT VERIFIES
+  After the measured time the run drains. Then every accepted message must have arrived exactly once
+  and in order per pair of sender and recipient, each inbox must have been numbered without a hole,
+  and nothing may have arrived that was not sent. Refused messages (a full inbox, overload) are counted
+  and sent again in order.
+
+EXIT CODE
+  0  everything was verified     1  it was not, or the run failed     2  wrong usage
+
+EXAMPLES
+  iris-bench run --connections 1000 --duration 20
+  iris-bench run --connections 200 --in-flight 16 --json result.json
+  iris-bench run --connections 100 --rate 1000 --duration 60
+  iris-bench run --connections 50 --reconnect      # while the switch is killed and started again";
+
+/// `iris-bench run`.
+#[derive(Args, Clone, Debug)]
+#[command(after_long_help = RUN_MANUAL)]
+pub struct RunArgs {
+    /// Connections, each a user of its own.
+    #[arg(long, short = 'c', default_value_t = 100, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub connections: u32,
+    /// Messages in flight on each connection: sent, and not yet accepted.
+    #[arg(long, short = 'w', default_value_t = 1, value_name = "W",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(SENDS_IN_FLIGHT_MAX)))]
+    pub in_flight: u32,
+    /// Bytes of each body, 16 at least (time and number).
+    #[arg(long, default_value_t = 128, value_name = "B",
+          value_parser = clap::value_parser!(u32)
+              .range(STAMP_BYTES as i64..=BODY_BYTES_MAX as i64))]
+    pub size: u32,
+    /// Seconds to measure.
+    #[arg(long, short = 'd', default_value_t = 10.0, value_name = "S", value_parser = seconds)]
+    pub duration: f64,
+    /// Seconds of load before the measurement.
+    #[arg(long, default_value_t = 2.0, value_name = "S", value_parser = seconds_or_none)]
+    pub warmup: f64,
+    /// Messages per second in all, sent at a constant rate: open loop.
+    #[arg(long, short = 'r', value_name = "R", conflicts_with = "saturate", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// Keep W messages in flight on each connection, always: closed loop (the default).
+    #[arg(long)]
+    pub saturate: bool,
+    /// Where the switch listens. Without it: what the switch wrote into DIR/LOCK, or 127.0.0.1:7447.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub addr: Option<String>,
+    /// The name that the switch's certificate must be good for.
+    #[arg(long, default_value = "localhost", value_name = "NAME")]
+    pub server_name: String,
+    /// The switch's data directory: the trust anchor and the token-signing key are taken from its
+    /// `dev` directory, address and process id from its LOCK file.
+    #[arg(long, default_value = "./iris-data", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Threads of the load generator.
+    #[arg(long, default_value_t = 1, value_name = "T",
+          value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub threads: u32,
+    /// Cores to pin those threads to, in turn, such as 1 or 0,2-3. Without it they are not pinned.
+    #[arg(long, value_name = "LIST", value_parser = cores)]
+    pub cores: Option<Cores>,
+    /// Seed of the random choice of senders and recipients.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Connect again after a lost connection, and go on in order. Without it, losing one fails the run.
+    #[arg(long)]
+    pub reconnect: bool,
+    /// Seconds to wait, after the measurement, for what is still under way.
+    #[arg(long, default_value_t = 10.0, value_name = "S", value_parser = seconds)]
+    pub drain_timeout: f64,
+    /// Seconds that connecting may take in all.
+    #[arg(long, default_value_t = 30.0, value_name = "S", value_parser = seconds)]
+    pub connect_timeout: f64,
+    /// No progress lines.
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `iris-bench disk`.
+#[derive(Args, Clone, Debug)]
+pub struct DiskArgs {
+    /// The directory whose disk to measure; a scratch file is made in it and removed.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Seconds to measure.
+    #[arg(long, short = 'd', default_value_t = 5.0, value_name = "S", value_parser = seconds)]
+    pub duration: f64,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// A list of processor cores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cores(pub Vec<usize>);
+
+/// Cores beyond this number are not believed.
+const CORE_MAX: usize = 1023;
+
+fn cores(text: &str) -> Result<Cores, String> {
+    let number = |part: &str| {
+        part.trim()
+            .parse::<usize>()
+            .ok()
+            .filter(|&core| core <= CORE_MAX)
+            .ok_or_else(|| format!("`{part}` is not a core (0 to {CORE_MAX}); write 1 or 0,2-3"))
+    };
+    let mut list = Vec::new();
+    for part in text.split(',') {
+        match part.split_once('-') {
+            Some((first, last)) => list.extend(number(first)?..=number(last)?),
+            None => list.push(number(part)?),
+        }
+    }
+    if list.is_empty() {
+        return Err(format!("`{text}` names no core; write 1 or 0,2-3"));
+    }
+    Ok(Cores(list))
+}
+
+/// Seconds beyond which a run is a typing error: one day.
+const SECONDS_MAX: f64 = 86_400.0;
+
+fn seconds_or_none(text: &str) -> Result<f64, String> {
+    let value: f64 = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a number of seconds"))?;
+    if (0.0..=SECONDS_MAX).contains(&value) {
+        Ok(value)
+    } else {
+        Err(format!("give 0 to {SECONDS_MAX} seconds"))
+    }
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    seconds_or_none(text).and_then(|value| {
+        if value > 0.0 {
+            Ok(value)
+        } else {
+            Err("give more than 0 seconds".to_owned())
+        }
+    })
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let value: f64 = text
+        .parse()
+        .map_err(|_| format!("`{text}` is not a number of messages"))?;
+    if (0.001..=1e9).contains(&value) {
+        Ok(value)
+    } else {
+        Err("give 0.001 to 1,000,000,000 messages a second".to_owned())
+    }
+}
+
+/// The address in a text `host:port`, resolved.
+///
+/// # Errors
+/// A sentence for people, when there is none.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    use std::net::ToSocketAddrs;
+    text.to_socket_addrs()
+        .map_err(|error| format!("cannot resolve `{text}`: {error}; give --addr HOST:PORT"))?
+        .next()
+        .ok_or_else(|| format!("`{text}` has no address; give --addr HOST:PORT"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn cores_are_numbers_and_ranges() {
+        assert_eq!(cores("1"), Ok(Cores(vec![1])));
+        assert_eq!(cores("0,2-4"), Ok(Cores(vec![0, 2, 3, 4])));
+        for bad in ["", "x", "1-", "3-1", "99999"] {
+            assert!(cores(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rate_and_saturate_exclude_each_other() {
+        let parse = |args: &[&str]| Cli::try_parse_from(args);
+        assert!(parse(&["iris-bench", "run", "--rate", "10", "--saturate"]).is_err());
+        assert!(parse(&["iris-bench", "run", "--rate", "0"]).is_err());
+        assert!(parse(&["iris-bench", "run", "--size", "15"]).is_err());
+        assert!(parse(&["iris-bench", "run", "--rate", "1000", "--size", "16"]).is_ok());
+    }
+}
