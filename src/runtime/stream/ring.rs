@@ -22,7 +22,7 @@ pub(super) const REAP_BATCH: usize = 128;
 pub(super) struct Completion {
     pub(super) user_data: u64,
     pub(super) result: i32,
-    flags: u32,
+    pub(super) flags: u32,
 }
 
 impl Completion {
@@ -49,6 +49,8 @@ pub(super) struct Ring {
     /// Operations pushed whose last completion has not been reaped.
     in_flight: usize,
     wakes: bool,
+    /// System calls made.
+    enters: u64,
 }
 
 impl Ring {
@@ -70,6 +72,7 @@ impl Ring {
             overflow: VecDeque::new(),
             in_flight: 0,
             wakes: true,
+            enters: 0,
         })
     }
 
@@ -172,6 +175,7 @@ impl Ring {
         if !needed && !wait {
             return;
         }
+        self.enters += 1;
         const GETEVENTS: u32 = 1;
         // SAFETY: no argument structure is passed; the entries were vouched for when pushed.
         let entered = unsafe {
@@ -237,6 +241,11 @@ impl Ring {
         }
         let queue = self.uring.submission();
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
+    }
+
+    /// System calls made so far.
+    pub(super) fn enters(&self) -> u64 {
+        self.enters
     }
 
     /// Whether no completion waits to be reaped.
