@@ -49,6 +49,7 @@ pub enum ServeError {
 
 /// Runs the switch until SIGTERM or SIGINT. `ready` is called once, when clients can connect.
 pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError> {
+    stop_at_panics();
     // Before anything else, so that no signal after this line finds its default action.
     let mut signals =
         Signals::new([SIGTERM, SIGINT]).map_err(|source| ServeError::Signals { source })?;
@@ -64,6 +65,16 @@ pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError
     running.wait();
     tracing::info!("stopped");
     Ok(())
+}
+
+/// A panic anywhere is a bug, and what it leaves behind cannot be trusted: the process ends, and its
+/// supervisor starts one whose state comes from the disk.
+fn stop_at_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 /// What the configuration means for a node on these processors.
