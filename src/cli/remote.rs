@@ -31,7 +31,7 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(5);
 pub(crate) struct RemoteArgs {
     /// The token to log in with, or @FILE to read it from a file (so that `ps` does not show it)
     /// [default: one signed with the development key in DATA]
-    #[arg(long, value_name = "TOKEN|@FILE", hide_env_values = true)]
+    #[arg(long, value_name = "TOKEN|@FILE")]
     token: Option<String>,
     /// Where the switch listens [default: the address in DATA/LOCK, else 127.0.0.1:7447]
     #[arg(long, value_name = "HOST:PORT")]
