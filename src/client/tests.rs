@@ -1,5 +1,10 @@
 //! The client against a small switch on a real TLS socket, which drops connections at awkward moments.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "the tasks of a test share its switch"
+)]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 
