@@ -16,6 +16,7 @@ use prost::Message;
 const FRAMES: u32 = 2_000;
 const ROUNDS: usize = 500;
 
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures time")]
 fn ns_per_frame(mut frame: impl FnMut()) -> f64 {
     let round = |_| {
         let start = Instant::now();

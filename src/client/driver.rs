@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iris_proto::client::{Event, Session, Step, Ticket};
+use iris_proto::client::{End, Event, Session, Step, Ticket};
 use iris_proto::id::{MessageId, Seq, UserId};
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -185,20 +185,25 @@ impl Driver {
             }
         };
         self.session.connected(self.now_ms(), &token);
-        let (read, mut write) = tokio::io::split(stream);
-        let left = self.exchange(read, &mut write, wishes).await;
+        let (mut read, mut write) = tokio::io::split(stream);
+        let left = self.exchange(&mut read, &mut write, wishes).await;
+        let said_goodbye = matches!(self.session.step(), Step::End(End::Closed));
         let farewell = async {
             write.write_all(&left).await?;
-            write.shutdown().await
+            write.shutdown().await?;
+            // The switch closes when it has carried out what came before the goodbye.
+            let mut ignored = [0; 512];
+            while said_goodbye && read.read(&mut ignored).await? != 0 {}
+            io::Result::Ok(())
         };
-        let _ = tokio::time::timeout(FAREWELL, farewell).await; // nobody waits for it
+        let _ = tokio::time::timeout(FAREWELL, farewell).await; // there is no more to be done
     }
 
     /// Reads, writes and obeys until the session wants no more of this connection. Returns what is
     /// still to be written.
     async fn exchange(
         &mut self,
-        mut read: ReadHalf<TlsStream<TcpStream>>,
+        read: &mut ReadHalf<TlsStream<TcpStream>>,
         write: &mut WriteHalf<TlsStream<TcpStream>>,
         wishes: &mut Wishes,
     ) -> Vec<u8> {
@@ -216,7 +221,7 @@ impl Driver {
             };
             let until = self.instant(until_ms);
             tokio::select! {
-                read = receive(&mut read, &mut input) => match read {
+                read = receive(read, &mut input) => match read {
                     Ok(len) => self.session.received(self.now_ms(), &input[..len]),
                     Err(error) => self.broken(&error),
                 },

@@ -410,6 +410,30 @@ fn entry_after_a_missing_one_is_not_handed_out() {
     assert!(matches!(world.session.step(), Step::Connect { .. }));
 }
 
+/// R: B-6
+#[test]
+fn entry_that_comes_again_is_not_handed_out_again() {
+    let mut world = World::new(Config::default());
+    world.switch.inbox = vec![vec![9]; 2];
+    world.connection(ALL, ALL);
+    let mut bytes = Vec::new();
+    let (from, from_device, id, body) = ("a", "b", [0; 16], &b""[..]);
+    let entry = EntryRef {
+        seq: 2,
+        from,
+        from_device,
+        id,
+        time_ms: 0,
+        body,
+        fetch_tag: 0,
+    };
+    encode_entry(&mut bytes, &entry);
+    world.session.received(world.now_ms, &bytes);
+    world.drain();
+    assert_eq!(world.entries(), [1, 2]);
+    assert!(world.session.is_online());
+}
+
 #[test]
 fn silent_switch_is_pinged_and_then_given_up() {
     let mut world = World::new(Config::default());
