@@ -80,7 +80,3 @@ const _: () = {
     assert!(CLIENT_ACK_DELAY_MS < CLIENT_ANSWER_MS);
     assert!((WINDOW_ENTRIES_MAX as u64) < INBOX_ENTRIES_MAX); // a slow device's window fills first
 };
-
-/// The capability of a session that only sends: it has no cursor and gets no entries, so it holds
-/// back nobody's inbox and counts as no device.
-pub const SEND_ONLY: &str = "send-only";

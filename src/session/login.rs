@@ -3,7 +3,8 @@
 //! The token has been verified before anything here runs; what the client says beside it may narrow
 //! the token and never widen it (R: A-4).
 
-use iris_proto::id::{DeviceId, SendEpoch};
+use iris_proto::client::SEND_ONLY;
+use iris_proto::id::{DEVICE_DEFAULT, DeviceId, SendEpoch};
 use iris_proto::limits::{self, VERSION};
 use iris_proto::v2::{self, GoodbyeReason};
 use iris_proto::wire::HelloRef;
@@ -11,9 +12,6 @@ use iris_proto::wire::HelloRef;
 use super::Identity;
 use crate::auth::Claims;
 use crate::placement::UserHash;
-
-/// The device of a session whose token and Hello name none.
-pub const DEVICE_DEFAULT: &str = "main";
 
 /// Whether a Hello can be talked to at all; asked before its token is looked at.
 pub fn check_version(hello: &HelloRef<'_>) -> Result<(), GoodbyeReason> {
@@ -42,7 +40,7 @@ pub fn identify(
         device,
         epoch: SendEpoch(hello.send_epoch),
         expires_s: claims.expires_s,
-        send_only: hello.capabilities.iter().any(|name| name == limits::SEND_ONLY),
+        send_only: hello.capabilities.iter().any(|name| name == SEND_ONLY),
     })
 }
 

@@ -64,6 +64,8 @@ pub enum Input<'a> {
         to: UserHash,
         /// An encoded [`Append`].
         command: &'a [u8],
+        /// Whether the log has room for new messages.
+        room: bool,
         /// Whom to answer.
         reply: ReplyTo,
     },
@@ -104,6 +106,8 @@ pub enum Refusal {
     },
     /// The recipient has as many unacknowledged entries as an inbox may have.
     InboxFull,
+    /// The disk has no room for new messages.
+    DiskFull,
     /// The user has as many devices as are allowed.
     TooManyDevices,
 }
@@ -196,8 +200,8 @@ pub struct Batch {
     payload: Vec<u8>,
     /// One for each item.
     replies: Vec<Option<ReplyTo>>,
-    /// Repetitions of sends that are in this batch or before it.
-    echoes: Vec<(ReplyTo, SendNumber)>,
+    /// Answers that wait for this batch because they follow a send in it.
+    answers: Vec<Effect>,
 }
 
 impl Batch {
@@ -278,11 +282,16 @@ impl Shard {
     /// Unix epoch.
     pub fn step(&mut self, now_ms: u64, input: Input<'_>, effects: &mut Vec<Effect>) {
         match input {
-            Input::Append { to, command, reply } => self.append(now_ms, to, command, reply, effects),
+            Input::Append { to, command, room, reply } => {
+                self.append(now_ms, to, command, room, reply, effects);
+            }
             Input::Register { hash, user, device, reply } => {
                 self.register(now_ms, hash, user, device, reply, effects);
             }
             Input::Acknowledge { user, device, seq } => {
+                if let Some(slot) = self.users.find(user, user_hash(self.key, user)) {
+                    self.users.get_mut(slot).claim(device, seq);
+                }
                 self.propose_command(now_ms, None, &Command::Cursor { user, device, seq });
             }
             Input::Committed { position } => self.committed(position, effects),
@@ -331,6 +340,7 @@ impl Shard {
         now_ms: u64,
         to: UserHash,
         command: &[u8],
+        room: bool,
         reply: ReplyTo,
         effects: &mut Vec<Effect>,
     ) {
@@ -341,19 +351,29 @@ impl Shard {
         let n = append.n;
         let accepted = self.pairs.last(pair);
         let proposed = self.streams.get(&pair).map_or(accepted, |underway| underway.last);
-        if n.0 == 0 || n.0 > proposed.0 + 1 || n.0 > pairs::SEND_NUMBER_MAX {
-            let expected = SendNumber(proposed.0 + 1);
-            effects.push(Effect::Refused { reply, refusal: Refusal::Gap { expected } });
-        } else if n <= accepted {
-            effects.push(Effect::Accepted { reply, n });
+        let refused = |refusal| Effect::Refused { reply, refusal };
+        let answer = if n.0 == 0 || n.0 > proposed.0 + 1 || n.0 > pairs::SEND_NUMBER_MAX {
+            refused(Refusal::Gap { expected: SendNumber(proposed.0 + 1) })
         } else if n <= proposed {
-            self.echo(pair, reply, n);
+            Effect::Accepted { reply, n }
+        } else if !room {
+            refused(Refusal::DiskFull)
         } else if self.inbox_is_full(append.to, to) {
-            effects.push(Effect::Refused { reply, refusal: Refusal::InboxFull });
+            refused(Refusal::InboxFull)
         } else {
             let index = self.propose(now_ms, Some(reply), command);
             self.streams.insert(pair, Underway { last: n, index });
             *self.appending.entry(to).or_default() += 1;
+            return;
+        };
+        // Answers of one stream keep its order: behind sends under way, this one waits for them. A
+        // repetition of a send under way is among these, and so is never answered too early.
+        match self.streams.get(&pair) {
+            None => effects.push(answer),
+            Some(underway) => {
+                let index = underway.index;
+                self.batch_mut(index).answers.push(answer);
+            }
         }
     }
 
@@ -364,15 +384,12 @@ impl Shard {
         stored + coming >= self.inbox_entries_max
     }
 
-    /// Answers a repetition of a send under way when the batch commits that holds the newest of its
-    /// stream, which is not before the one that holds the repeated send.
-    fn echo(&mut self, pair: Fingerprint, reply: ReplyTo, n: SendNumber) {
-        let index = self.streams[&pair].index;
+    fn batch_mut(&mut self, index: u64) -> &mut Batch {
         let batch = self.taken.iter_mut().chain(&mut self.open).find(|batch| batch.index == index);
         let Some(batch) = batch else {
             unreachable!("a stream is under way in a batch that is neither open nor taken");
         };
-        batch.echoes.push((reply, n));
+        batch
     }
 
     fn register(
@@ -428,13 +445,10 @@ impl Shard {
         if let Err(error) = self.apply(&entry, &batch.replies, effects) {
             unreachable!("a batch of this process is not applicable: {error}");
         }
-        for &(reply, n) in &batch.echoes {
-            effects.push(Effect::Accepted { reply, n });
-        }
+        effects.append(&mut batch.answers);
         batch.payload.clear();
         batch.payload.shrink_to(BATCH_BYTES_MAX);
         batch.replies.clear();
-        batch.echoes.clear();
         self.spare.push(batch);
     }
 

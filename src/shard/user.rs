@@ -30,6 +30,17 @@ pub struct Device {
     pub name: Box<str>,
     /// Everything up to here is acknowledged, durably.
     pub cursor: Seq,
+    /// Everything up to here is acknowledged, and that is on its way to the log. Not part of the
+    /// state: a crash may lose it, which repeats deliveries.
+    pub claimed: Seq,
+}
+
+impl Device {
+    /// Where a session of this device begins unless its client knows better.
+    #[must_use]
+    pub fn position(&self) -> Seq {
+        self.cursor.max(self.claimed)
+    }
 }
 
 /// One user: inbox and devices.
@@ -109,8 +120,16 @@ impl User {
         }
         let start = self.floor().0.min(self.head().0.saturating_sub(NEW_DEVICE_ENTRIES));
         let cursor = Seq(start.max(self.oldest - 1));
-        self.devices.push(Device { name: name.into(), cursor });
+        self.devices.push(Device { name: name.into(), cursor, claimed: cursor });
         true
+    }
+
+    /// Notes that a device's cursor is about to move.
+    pub(super) fn claim(&mut self, name: &str, seq: Seq) {
+        let head = self.head();
+        if let Some(device) = self.devices.iter_mut().find(|device| &*device.name == name) {
+            device.claimed = device.claimed.max(seq.min(head));
+        }
     }
 
     /// Moves a device's cursor forward, never back and never past the head, and lets history leave.

@@ -13,27 +13,32 @@ use crate::runtime::stream::SocketId;
 use crate::shard::user::UserSlot;
 use crate::shard::{Effect, Refusal, ReplyTo};
 
+/// After how many milliseconds a send refused by a full disk may be repeated. A guess.
+const DISK_RETRY_MS: u64 = 5_000;
+
 impl Core {
     /// Carries out the effects of this core's shards, in order.
     pub(super) fn carry_out(&mut self) {
         while let Some((shard, effect)) = self.lanes.effects.pop_front() {
             match effect {
                 Effect::Accepted { reply, n } => self.answer(&Message::Accepted { reply, n }),
-                Effect::Refused { reply, refusal: Refusal::Gap { expected } } => {
-                    let code = RejectCode::Gap;
-                    self.answer(&Message::Rejected { reply, code, expected, retry_after_ms: 0 });
-                }
-                Effect::Refused { reply, refusal: Refusal::InboxFull } => {
-                    let (code, expected) = (RejectCode::InboxFull, SendNumber(0));
-                    self.answer(&Message::Rejected { reply, code, expected, retry_after_ms: 0 });
-                }
-                Effect::Refused { reply, refusal: Refusal::TooManyDevices } => {
-                    self.say_goodbye(socket_of(&reply), GoodbyeReason::TooManyDevices, 0);
-                }
+                Effect::Refused { reply, refusal } => self.refuse(reply, refusal),
                 Effect::Registered { reply } => self.registered(&reply),
                 Effect::Grown { user } => self.grown(shard, user),
             }
         }
+    }
+
+    fn refuse(&mut self, reply: ReplyTo, refusal: Refusal) {
+        let (code, expected, retry_after_ms) = match refusal {
+            Refusal::Gap { expected } => (RejectCode::Gap, expected, 0),
+            Refusal::InboxFull => (RejectCode::InboxFull, SendNumber(0), 0),
+            Refusal::DiskFull => (RejectCode::DiskFull, SendNumber(0), DISK_RETRY_MS),
+            Refusal::TooManyDevices => {
+                return self.say_goodbye(socket_of(&reply), GoodbyeReason::TooManyDevices, 0);
+            }
+        };
+        self.answer(&Message::Rejected { reply, code, expected, retry_after_ms });
     }
 
     /// Brings an answer to its session: on this core, or over the ring.

@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 use std::os::fd::OwnedFd;
 
+use iris_proto::client::SEND_ONLY;
 use iris_proto::frame::{Decoder, FrameError};
 use iris_proto::id::{MessageId, SendNumber, Seq, check_user};
 use iris_proto::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX};
@@ -22,12 +23,11 @@ use crate::runtime::tls::Tls;
 use crate::session::login::{check_version, identify, limits};
 use crate::session::{FetchRefusal, Session};
 use crate::shard::command::Append;
+use crate::shard::user::Device;
 use crate::shard::{Input, ReplyTo};
 
 /// After how many milliseconds a refused Fetch may be repeated. A guess: a page takes less.
 const FETCH_RETRY_MS: u64 = 100;
-/// After how many milliseconds a send refused by a full disk may be repeated. A guess.
-const DISK_RETRY_MS: u64 = 5_000;
 
 /// Why a connection is told Goodbye while its frames are processed.
 type Leave = GoodbyeReason;
@@ -250,10 +250,14 @@ impl Core {
         let users = self.lanes.shard(shard).users();
         let slot = users.find(identity.user.as_str(), identity.hash);
         let user = slot.filter(|_| !identity.send_only);
+        if let Some(user) = user {
+            self.replace_older(shard, user, &identity.device); // which settles the cursor
+        }
+        let users = self.lanes.shard(shard).users();
         let (head, oldest, cursor) = user.map_or((Seq(0), Seq(1), Seq(0)), |slot| {
             let user = users.get(slot);
             let device = user.device(identity.device.as_str());
-            (user.head(), user.oldest(), device.map_or(Seq(0), |device| device.cursor))
+            (user.head(), user.oldest(), device.map_or(Seq(0), Device::position))
         });
         let start = Session::start(resume_after, cursor, oldest, head);
         let welcome = v2::Welcome {
@@ -266,7 +270,7 @@ impl Core {
             user: identity.user.as_str().to_owned(),
             device: identity.device.as_str().to_owned(),
             capabilities: match identity.send_only {
-                true => vec![iris_proto::limits::SEND_ONLY.to_owned()],
+                true => vec![SEND_ONLY.to_owned()],
                 false => Vec::new(),
             },
             oldest_seq: oldest.0,
@@ -274,7 +278,6 @@ impl Core {
         };
         wire::encode_server(&mut connection.out, v2::server_frame::Frame::Welcome(welcome));
         if let Some(user) = user {
-            self.replace_older(shard, user, &identity.device);
             self.sessions.entry((shard, user)).or_default().push(connection.id);
         }
         self.expiring.push(Reverse((identity.expires_s, connection.id)));
@@ -341,16 +344,8 @@ impl Core {
             unreachable!("only appends go to shards");
         };
         let shard = self.placement.shard_of(to);
-        if self.lanes.has_space(shard) {
-            self.lanes.step(&self.now, shard, Input::Append { to, command, reply });
-        } else {
-            self.answer(&Message::Rejected {
-                reply,
-                code: RejectCode::DiskFull,
-                expected: SendNumber(0),
-                retry_after_ms: DISK_RETRY_MS,
-            });
-        }
+        let room = self.lanes.has_space(shard);
+        self.lanes.step(&self.now, shard, Input::Append { to, command, room, reply });
     }
 
     fn fetch(&mut self, connection: &mut Connection, fetch: &v2::Fetch) {
