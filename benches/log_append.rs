@@ -6,7 +6,6 @@
 
 use std::fs::OpenOptions;
 use std::hint::black_box;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -229,7 +228,7 @@ fn scan_rate(data_dir: &DataDir, data: &Path) -> Result<(), Failure> {
         node_id: super_block.node_id,
         log: 0,
     };
-    let size = SegmentSize::new(segment.len() as u64).ok_or(io::ErrorKind::InvalidData)?;
+    let size = SegmentSize::new(segment.len() as u64).ok_or("a segment of odd size")?;
     let origin = Origin {
         size,
         identity,

@@ -129,6 +129,16 @@ impl World {
         self.prev_crc = tail.prev_crc;
     }
 
+    /// The next frame or segment will not continue what is there.
+    pub fn break_chain(&mut self) {
+        self.prev_crc ^= 1;
+    }
+
+    /// The next frames carry another salt than their segment.
+    pub fn break_salt(&mut self) {
+        self.salt = self.salt.map(|salt| salt ^ 1);
+    }
+
     fn write(&mut self, lsn: u64, bytes: &[u8]) {
         let (segment, from) = (SIZE.index_of(lsn) as usize, SIZE.offset_of(lsn));
         self.memory[segment][from..from + bytes.len()].copy_from_slice(bytes);

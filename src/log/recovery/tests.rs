@@ -126,6 +126,50 @@ fn a_flipped_bit_in_end_is_damage_as_soon_as_the_next_segment_is_open() {
     assert_eq!(at, end.lsn);
 }
 
+#[test]
+fn a_whole_frame_that_does_not_continue_the_one_before_it_is_not_believed() {
+    let mut world = written(18, 2);
+    let end = world
+        .placed
+        .last()
+        .map_or(0, |placed| placed.lsn + placed.len as u64);
+    world.break_chain();
+    assert!(world.append(&mut Dice(1), FrameKind::Seal));
+    world.sync();
+    let (tail, _) = run_scan(&world.disk).unwrap();
+    assert_eq!((tail.end, tail.fault), (end, Fault::Chain));
+}
+
+#[test]
+fn a_segment_that_does_not_continue_the_one_before_it_is_not_believed() {
+    let mut world = World::new(&mut Dice(19));
+    world.break_chain();
+    assert!(world.append(&mut Dice(19), FrameKind::Data));
+    world.sync();
+    let (tail, seen) = run_scan(&world.disk).unwrap();
+    assert_eq!(
+        (tail.end, tail.salt, tail.fault),
+        (0, None, Fault::SegmentChain)
+    );
+    assert!(seen.is_empty());
+}
+
+#[test]
+fn frames_of_another_use_of_the_file_are_neither_believed_nor_proof() {
+    let mut world = written(20, 2);
+    let end = world
+        .placed
+        .last()
+        .map_or(0, |placed| placed.lsn + placed.len as u64);
+    world.break_salt();
+    for _ in 0..2 {
+        assert!(world.append(&mut Dice(1), FrameKind::Seal)); // the second vouches for the first
+        world.sync();
+    }
+    let (tail, _) = run_scan(&world.disk).unwrap();
+    assert_eq!((tail.end, tail.fault), (end, Fault::Stale));
+}
+
 /// R: D-3
 #[test]
 fn a_segment_of_another_node_is_refused_and_not_taken_for_a_torn_one() {

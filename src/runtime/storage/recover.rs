@@ -219,7 +219,7 @@ fn cut(
     let zeros = [0; CUT_BLOCK_BYTES];
     let end_index = size.index_of(tail.end);
     // The segment before may have got its END just before the crash.
-    let first = end_index.saturating_sub(1).max(FIRST_INDEX);
+    let first = end_index.saturating_sub(1);
     for index in first..FIRST_INDEX + segments.len() as u64 {
         let path = segment_path(directory, size, index);
         let file = open_for_writing(&path)?;
