@@ -67,6 +67,7 @@ fn handshake_and_data_pass_at_every_chunking() {
             0,
             "nothing is kept of complete records"
         );
+        assert_eq!(server.partial.capacity(), 0, "not even room for it");
     }
 }
 
