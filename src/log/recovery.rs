@@ -1,6 +1,6 @@
 //! What a log holds after a crash: the scan, and the decision between a torn tail and damage.
 //!
-//! The scan walks frame by frame. At the first frame that cannot be believed, position x, everything
+//! The scan walks frame by frame. At the first frame that cannot be believed, position x, all
 //! rests on one question: *had x been durable?* Every frame says, in `synced_lsn`, how far the log
 //! was durable when it was written. So the bytes behind x are searched, in 8-byte steps and through
 //! all later segments, for an intact frame header that belongs there:
@@ -12,8 +12,8 @@
 //! the question silently drops everything behind one flipped bit.
 //!
 //! A segment's header is written together with its first frame and is judged like a frame at the
-//! segment's first position. A frame that opens a segment carries the end of the END frame before it
-//! as `synced_lsn`, for END is synced before it is written.
+//! segment's first position. A frame that opens a segment carries the end of the END frame before
+//! it as `synced_lsn`, for END is synced before it is written.
 //!
 //! This file decides; cutting (writing zeros, syncing) is the shell's.
 
@@ -161,7 +161,7 @@ pub struct Tail {
 }
 
 /// Walks a log from `origin` to its end; `visit` sees each record in order. Records seen before an
-/// error were good. `segments` are consecutive; a short or empty one counts as zeros beyond its end.
+/// error were good. `segments` are consecutive; a short or empty one counts as zeros past its end.
 pub fn scan<'a>(
     origin: &Origin,
     segments: &[&'a [u8]],
