@@ -3,7 +3,8 @@
 //! A write into zeroed blocks changes no metadata, so its sync is one write of data. Zeroing takes
 //! long and a disk may be full; neither may ever hold up a core. A spare has its final name from
 //! the beginning and zeros for a header: opening it is the first write into it, and needs no
-//! rename. ```text
+//! rename.
+//! ```text
 //!  core ── Prepare(index) ──▶ thread: reserve, zero in 4 KiB writes, sync file and directory, map
 //!       ◀─── spare ─────────        on failure: give the blocks back, say so, wait, try again
 //! ```
