@@ -28,8 +28,8 @@ pub(super) const fn align_up(len: usize) -> usize {
     (len + (ALIGN - 1)) & !(ALIGN - 1)
 }
 
-/// Size of every segment of a data directory: a power of two, so that a position splits by shift and
-/// mask. Fixed when the directory is formatted.
+/// Size of every segment of a data directory: a power of two, so that a position splits by shift
+/// and mask. Fixed when the directory is formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SegmentSize {
     shift: u32,
@@ -386,7 +386,8 @@ pub enum RecordFault {
     Count,
 }
 
-/// Visits the records of a frame's `body` in order: header, offset of the payload in the body, payload.
+/// Visits the records of a frame's `body` in order: header, offset of the payload in
+/// the body, payload.
 pub fn records<'a>(
     body: &'a [u8],
     expected: u16,

@@ -25,8 +25,8 @@ pub const RECORD_PAYLOAD_BYTES_MAX: usize =
 pub const ITEM_HEADER_BYTES: usize = 8;
 /// Bytes of one item's payload. A length over it is a bad item, found before the CRC is computed.
 pub const ITEM_PAYLOAD_BYTES_MAX: usize = RECORD_PAYLOAD_BYTES_MAX - ITEM_HEADER_BYTES;
-/// Milliseconds without a write after which a SEAL frame carries the watermark forward, so that only
-/// the very last flush is ever in doubt.
+/// Milliseconds without a write after which a SEAL frame carries the watermark forward, so that
+/// only the very last flush is ever in doubt.
 pub const SEAL_AFTER_MS: u64 = 50;
 
 const _: () = {

@@ -1,7 +1,7 @@
 //! The log: what its bytes mean, and what may be believed of them after a crash.
 //!
 //! The log is the message store. A position in it (`lsn`) is absolute: segments are files of one
-//! size, the k-th begins at `k × size`, and a byte's lsn is its segment's first lsn plus its offset.
+//! size, the k-th begins at `k × size`, and a byte's lsn is its segment's first lsn plus offset.
 //! ```text
 //!  segment k                                         segment k+1
 //!  ┌────────┬───────┬───────┬──────┬─────┬─────┐     ┌────────┬───────┬───

@@ -103,8 +103,8 @@ pub enum DataDirError {
     },
     /// It holds logs, but no superblock.
     #[error(
-        "data directory {path} holds logs but neither SUPER.a nor SUPER.b; restore one of them from \
-         a backup (nothing was changed)"
+        "data directory {path} holds logs but neither SUPER.a nor SUPER.b; restore one of them \
+         from a backup (nothing was changed)"
     )]
     SuperMissing {
         /// The directory.

@@ -94,9 +94,10 @@ pub enum ReadError {
 pub enum LogError {
     /// Bytes that had been durable are not what they were.
     #[error(
-        "log segment {path} is damaged at byte {offset} (position {lsn:#x}): {fault}, but the frame \
-         at position {proof_lsn:#x} says that the log was durable up to {proof_synced_lsn:#x}; \
-         restore the data directory from a backup, or look at what is lost with `iris log salvage`"
+        "log segment {path} is damaged at byte {offset} (position {lsn:#x}): {fault}, but the \
+         frame at position {proof_lsn:#x} says that the log was durable up to \
+         {proof_synced_lsn:#x}; restore the data directory from a backup, or look at what \
+         is lost with `iris log salvage`"
     )]
     Damaged {
         /// The segment.

@@ -9,8 +9,8 @@
 //! ```
 //! A [`Log`] belongs to one core's thread and never blocks it: [`Log::place`] gives a frame its
 //! place and returns the writes, which the core submits; [`Log::durable`] takes the answer. A
-//! thread per log prepares the segments ahead (see [`spare`]). Start-up reads all, cuts a torn tail,
-//! and deletes nothing.
+//! thread per log prepares the segments ahead (see [`spare`]). Start-up reads all, cuts a torn
+//! tail, and deletes nothing.
 
 mod data_dir;
 mod limits;

@@ -1,8 +1,9 @@
 //! The thread that keeps zeroed segments ahead of a log.
 //!
 //! A write into zeroed blocks changes no metadata, so its sync is one write of data. Zeroing takes
-//! long and a disk may be full; neither may ever hold up a core. A spare has its final name from the
-//! beginning and zeros for a header: opening it is the first write into it, and needs no rename.
+//! long and a disk may be full; neither may ever hold up a core. A spare has its final name from
+//! the beginning and zeros for a header: opening it is the first write into it, and needs no
+//! rename.
 //! ```text
 //!  core ── Prepare(index) ──▶ thread: reserve, zero in 4 KiB writes, sync file and directory, map
 //!       ◀─── spare ─────────        on failure: give the blocks back, say so, wait, try again
@@ -30,7 +31,7 @@ use super::limits::{
 };
 use super::mmap::{SegmentMap, reserve};
 
-/// Requests under way to the thread. Full: a file is closed by the core itself, which is only slower.
+/// Requests under way to the thread. Full: a file is closed by the core, which is only slower.
 const REQUESTS_MAX: usize = 64;
 const _: () = assert!(SPARES < REQUESTS_MAX);
 

@@ -304,7 +304,7 @@ fn a_seal_puts_even_the_last_data_frame_beyond_doubt() {
     ));
 }
 
-/// R: D-2. The first frame of a segment vouches for the END before it, being written after its sync.
+/// R: D-2. The first frame of a segment vouches for the END before it, written after its sync.
 #[test]
 fn a_rotten_end_is_damage_even_when_one_frame_only_came_after_it() {
     let temp = tempfile::tempdir().unwrap();
