@@ -450,10 +450,12 @@ impl Sockets {
         unsafe { self.jobs.populate(&mut self.ring, job, addr, len) }
     }
 
-    /// Submits what was asked for and appends what has happened to `events`, without blocking. Stops
+    /// Submits what was asked for and appends what has happened to `events`, without blocking. The
+    /// events of earlier turns must have been dealt with: slots that they freed are used again. Stops
     /// when `events` holds `max` (one completion may add up to two beyond); the rest keeps.
     pub fn turn(&mut self, events: &mut Vec<Event>, max: usize) {
         self.ring.set_wakes(false);
+        self.slots.begin_turn();
         self.settle_all(events, max);
         self.feed_the_starved(events);
         self.ring.enter(false);

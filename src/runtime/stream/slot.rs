@@ -116,6 +116,9 @@ impl Slot {
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// Slots freed in this turn: the caller may not have seen the event that says so, and may have
+    /// something of its own under this number, so they are used again from the next turn on.
+    released: Vec<u32>,
     /// Sockets whose next step is to be looked at in the next turn.
     unsettled: VecDeque<SocketId>,
     /// Sockets that found no receive buffer, longest waiting first.
@@ -160,7 +163,7 @@ impl Slots {
                 ..Slot::default()
             },
         );
-        self.free.push(id.slot);
+        self.released.push(id.slot);
         let Some(socket) = old.socket else {
             unreachable!("a slot in use has a descriptor");
         };
@@ -168,7 +171,12 @@ impl Slots {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.slots.len() - self.free.len() - self.released.len()
+    }
+
+    /// The caller has seen all events of the turns before.
+    pub(super) fn begin_turn(&mut self) {
+        self.free.append(&mut self.released);
     }
 
     /// Slots ever in use at the same time.
