@@ -313,9 +313,7 @@ impl Worker {
         }
         self.plain = plain;
         let link = &self.links[at as usize];
-        if link.socket.is_none() {
-            return None; // a Goodbye has ended it already
-        }
+        link.socket?; // none: a Goodbye has ended it already
         if !link.wire.is_empty() || !link.connection.out.is_empty() || link.connection.must_ack() {
             self.mark_dirty(at);
         }
@@ -418,7 +416,7 @@ impl Worker {
         let (first, longest) = RECONNECT_NS;
         let most = (first << link.attempts.min(20)).min(longest);
         link.attempts += 1;
-        let jitter = u64::from(self.random.below(1 << 16)) * most >> 16;
+        let jitter = (u64::from(self.random.below(1 << 16)) * most) >> 16;
         let at_ns = self.shared.now_ns() + retry_after_ms * 1_000_000 + jitter;
         self.to_connect.push(Reverse((at_ns, at)));
     }
