@@ -28,6 +28,15 @@ struct Counters {
     stop: AtomicBool,
 }
 
+impl Counters {
+    /// What the server thread has cost so far.
+    fn tell(&self, sockets: &Sockets) {
+        let calls = sockets.system_calls();
+        self.server_cpu_ns.store(thread_cpu_ns(), Ordering::Relaxed);
+        self.server_calls.store(calls, Ordering::Relaxed);
+    }
+}
+
 struct End {
     tls: Option<Tls>,
     plain: Vec<u8>,
@@ -191,12 +200,7 @@ async fn serve(
                 end.echo(&mut sockets);
             }
         }
-        counters
-            .server_cpu_ns
-            .store(thread_cpu_ns(), Ordering::Relaxed);
-        counters
-            .server_calls
-            .store(sockets.system_calls(), Ordering::Relaxed);
+        counters.tell(&sockets);
     }
 }
 
