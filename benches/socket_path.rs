@@ -1,9 +1,10 @@
-//! What a message costs on the socket path: an echo of 64-byte frames over loopback, one server core,
-//! one core of clients; plain and with TLS, on the private ring and on glommio's own `TcpStream`.
+//! What a message costs on the socket path: an echo of 64-byte frames over loopback, one server
+//! core, one core of clients; plain and with TLS, on the private ring and on glommio's own
+//! `TcpStream`.
 //!
-//! `cargo bench --bench socket_path [-- SECONDS]` prints messages per second and the server thread's
-//! processor time (user + system) per message; then the memory of an idle TLS connection, from a
-//! server process of its own that holds nothing else.
+//! `cargo bench --bench socket_path [-- SECONDS]` prints messages per second and the server
+//! thread's processor time (user + system) per message; then the memory of an idle TLS connection,
+//! from a server process of its own that holds nothing else.
 
 use glommio::{LocalExecutorBuilder, Placement};
 use iris::runtime::stream::{Event, Sockets, SocketsConfig, Waiter};
@@ -25,6 +26,15 @@ struct Counters {
     server_cpu_ns: AtomicU64,
     server_calls: AtomicU64,
     stop: AtomicBool,
+}
+
+impl Counters {
+    /// What the server thread has cost so far.
+    fn tell(&self, sockets: &Sockets) {
+        let calls = sockets.system_calls();
+        self.server_cpu_ns.store(thread_cpu_ns(), Ordering::Relaxed);
+        self.server_calls.store(calls, Ordering::Relaxed);
+    }
 }
 
 struct End {
@@ -74,6 +84,17 @@ impl End {
         }
     }
 
+    /// Seals all that came in, once, and sends it.
+    fn echo(&mut self, sockets: &mut Sockets) {
+        if self.ready() && !self.plain.is_empty() {
+            let mut plain = std::mem::take(&mut self.plain);
+            self.seal(&plain);
+            plain.clear();
+            self.plain = plain;
+        }
+        self.flush(sockets);
+    }
+
     fn flush(&mut self, sockets: &mut Sockets) {
         let Some(id) = self.id else { return };
         if !self.wire.is_empty() && sockets.can_send(id) {
@@ -113,7 +134,7 @@ fn standing_timer(sockets: &Sockets) {
     .detach();
 }
 
-/// Echoes whatever comes. With `echo` false it only completes handshakes.
+/// Echoes whatever comes.
 async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
@@ -176,21 +197,10 @@ async fn serve(
         for slot in dirty.drain(..) {
             if let Some(end) = &mut ends[slot as usize] {
                 end.dirty = false;
-                if end.ready() && !end.plain.is_empty() {
-                    let mut plain = std::mem::take(&mut end.plain);
-                    end.seal(&plain);
-                    plain.clear();
-                    end.plain = plain;
-                }
-                end.flush(&mut sockets);
+                end.echo(&mut sockets);
             }
         }
-        counters
-            .server_cpu_ns
-            .store(thread_cpu_ns(), Ordering::Relaxed);
-        counters
-            .server_calls
-            .store(sockets.system_calls(), Ordering::Relaxed);
+        counters.tell(&sockets);
     }
 }
 
@@ -373,7 +383,7 @@ fn measure(which: Server, configs: &Configs, shape: (usize, usize), seconds: f64
         Server::Glommio => "glommio TcpStream",
     };
     println!(
-        "{name:18} {connections:4} x {window:2}  {:9.0} msg/s  {:6.2} us server CPU/msg  {:.3} enters/msg",
+        "{name:18} {connections:4} x {window:2}  {:9.0} msg/s  {:6.2} us CPU/msg  {:.3} enters/msg",
         count / took,
         (after.1 - cpu) / count / 1000.0,
         (after.2 - calls) / count,
@@ -432,7 +442,8 @@ fn idle_memory(connections: usize) {
     );
 }
 
-/// Completes handshakes until all are there, and one message each; tells the memory before and after.
+/// Completes handshakes until all are there, and one message each; tells the memory before and
+/// after.
 async fn hold(
     listener: TcpListener,
     config: Arc<ServerConfig>,

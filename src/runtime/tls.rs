@@ -6,12 +6,13 @@
 //!   plaintext ──seal──▶ records, appended to `wire`
 //! ```
 //!
-//! The caller sends whatever is in `wire`, in order, also when `open` fails: an alert then tells the
-//! peer why, and the connection is to be closed behind it.
+//! The caller sends whatever is in `wire`, in order, also when `open` fails: an alert then tells
+//! the peer why, and the connection is to be closed behind it.
 //!
 //! Records are decrypted where they were received. What is kept between calls is the beginning of
 //! one record, at most [`PARTIAL_BYTES_MAX`], and nothing once it is complete; a byte that dribbles
-//! in costs the same whatever lies there already. A [`Tls`] moves between cores with its connection.
+//! in costs the same whatever lies there already. A [`Tls`] moves between cores with its
+//! connection.
 //!
 //! It offers `iris/2` by ALPN and refuses a peer that does not.
 
@@ -32,10 +33,11 @@ use std::sync::Arc;
 
 /// Plaintext bytes of one record (RFC 8446, 5.1).
 pub const RECORD_PLAIN_BYTES_MAX: usize = 16 * 1024;
-/// Bytes of one record on the wire: header, plaintext, content type and tag, at most (RFC 8446, 5.2).
+/// Bytes of one record on the wire: header, plaintext, content type and tag, at most (RFC 8446,
+/// 5.2).
 pub const RECORD_BYTES_MAX: usize = 5 + RECORD_PLAIN_BYTES_MAX + 256;
-/// Bytes kept of what is not complete. A handshake message that needs more, over several records, is
-/// refused: ours are below 4 KiB.
+/// Bytes kept of what is not complete. A handshake message that needs more, over several records,
+/// is refused: ours are below 4 KiB.
 pub const PARTIAL_BYTES_MAX: usize = RECORD_BYTES_MAX;
 /// What a record of ours adds to its plaintext: header 5, content type 1, tag 16.
 const RECORD_OVERHEAD_BYTES: usize = 22;
@@ -165,8 +167,8 @@ impl Tls {
         self.open(&mut [], &mut Vec::new(), wire).map(drop)
     }
 
-    /// Takes received bytes in. Plaintext is appended to `plain`, at most as much as came in; what is
-    /// to be sent is appended to `wire`, also on an error. `data` is scratch afterwards.
+    /// Takes received bytes in. Plaintext is appended to `plain`, at most as much as came in; what
+    /// is to be sent is appended to `wire`, also on an error. `data` is scratch afterwards.
     pub fn open(
         &mut self,
         data: &mut [u8],
@@ -250,9 +252,9 @@ impl Tls {
         }
     }
 
-    /// After an error: what rustls has queued for the peer, the alert last. It hands that out before
-    /// it looks at any input, so it is given none; and it must not be asked for more, or it would
-    /// work on after the error.
+    /// After an error: what rustls has queued for the peer, the alert last. It hands that out
+    /// before it looks at any input, so it is given none; and it must not be asked for more, or it
+    /// would work on after the error.
     fn alert(&mut self, wire: &mut Vec<u8>) {
         let mut plain = Vec::new();
         loop {
@@ -446,8 +448,8 @@ fn write_step<D>(
     }
 }
 
-/// Grows `wire` by `room`, lets `write` fill it, and cuts it to what was written. `Err(Some(n))` from
-/// `write` means that it needs n bytes.
+/// Grows `wire` by `room`, lets `write` fill it, and cuts it to what was written. `Err(Some(n))`
+/// from `write` means that it needs n bytes.
 fn append(
     wire: &mut Vec<u8>,
     room: usize,

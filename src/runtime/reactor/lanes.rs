@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Group commit needs no timer: while one sync is under way, everything that arrives waits for the
-//! next, so the batch grows with the load and an idle switch commits at once.
+//! next, so the batch grows with the load and an idle switch commits at once. Under saturation a batch
+//! also waits for the input that is there already, [`COMMIT_DELAY_MAX`] at the longest.
 //!
 //! Bounds: batches of all shards that wait for their log are at most [`PENDING_BYTES_MAX`] and one
 //! turn's input; beyond it the core is congested and reads no sockets and no rings.
@@ -30,6 +31,10 @@ pub const PENDING_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A log that wrote nothing for so long gets a SEAL frame, which proves what was durable.
 pub const SEAL_AFTER: Duration = Duration::from_millis(50);
 
+/// How long a batch may wait for more while there is more to read. A core with input left is busy
+/// anyway, and larger batches make its answers fewer and larger; one without commits at once.
+pub const COMMIT_DELAY_MAX: Duration = Duration::from_millis(4);
+
 /// A frame on its way to the disk.
 struct Flight {
     end: u64,
@@ -51,6 +56,8 @@ struct Lane {
     /// A flight whose sync returned while a test holds it back.
     held: bool,
     last_write: Instant,
+    /// When the first of what is waiting was proposed.
+    waiting_since: Instant,
 }
 
 impl Lane {
@@ -72,6 +79,8 @@ pub(super) struct Lanes {
     /// What the shards want done, in order.
     pub(super) effects: VecDeque<(ShardId, Effect)>,
     gate: Option<Arc<SyncGate>>,
+    commits: u64,
+    committed: u64,
 }
 
 impl Lanes {
@@ -91,6 +100,7 @@ impl Lanes {
             flight: None,
             held: false,
             last_write: now,
+            waiting_since: now,
         };
         Self {
             placement,
@@ -101,6 +111,8 @@ impl Lanes {
             scratch: Vec::new(),
             effects: VecDeque::new(),
             gate,
+            commits: 0,
+            committed: 0,
         }
     }
 
@@ -148,14 +160,22 @@ impl Lanes {
         let is_ready = shard.ready_bytes().is_some();
         self.effects.extend(self.scratch.drain(..).map(|effect| (id, effect)));
         if is_ready && !std::mem::replace(&mut self.is_ready[usize::from(id.0)], true) {
-            self.lane_mut(id).ready.push_back(id);
+            let lane = self.lane_mut(id);
+            if !lane.is_waiting() {
+                lane.waiting_since = now.monotonic;
+            }
+            lane.ready.push_back(id);
         }
     }
 
-    /// Starts a write and sync on every log that has something and is not at it already.
-    pub(super) fn flush(&mut self, now: &Clock, sockets: &mut Sockets) {
+    /// Starts a write and sync on every log that has something and is not at it already. While there
+    /// is more input to read, the batch may grow for up to [`COMMIT_DELAY_MAX`].
+    pub(super) fn flush(&mut self, now: &Clock, more_input: bool, sockets: &mut Sockets) {
         for lane in &mut self.lanes {
             if lane.flight.is_some() {
+                continue;
+            }
+            if more_input && now.monotonic - lane.waiting_since < COMMIT_DELAY_MAX {
                 continue;
             }
             let seal = now.monotonic - lane.last_write >= SEAL_AFTER && lane.log.seal_due();
@@ -222,9 +242,16 @@ impl Lanes {
             unreachable!("a sync returned that was not under way");
         };
         lane.log.durable(flight.end);
+        self.commits += 1;
+        self.committed += flight.batches.len() as u64;
         for (id, position) in flight.batches {
             self.step(now, id, Input::Committed { position });
         }
+    }
+
+    /// Syncs that have returned, and the batches in them.
+    pub(super) fn commits(&self) -> (u64, u64) {
+        (self.commits, self.committed)
     }
 
     /// Whether nothing waits for a disk.

@@ -64,6 +64,18 @@ pub const CLOSING_MAX: Duration = Duration::from_secs(2);
 /// Clients that are sent away by a shutdown come back within so many milliseconds, spread by jitter.
 pub const SHUTDOWN_RETRY_MS: u64 = 2_000;
 
+/// What a core has done since it started. Plain numbers of one thread; logged when it stops.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Totals {
+    turns: u64,
+    sleeps: u64,
+    events: u64,
+    sends: u64,
+    entries: u64,
+    commits: u64,
+    committed: u64,
+}
+
 /// What other threads may ask of a core.
 #[derive(Clone, Copy, Debug)]
 pub enum Control {
@@ -133,6 +145,7 @@ pub(super) struct Core {
     next_tick: Instant,
     next_gathering: Instant,
     draining: Option<Instant>,
+    totals: Totals,
 }
 
 impl Core {
@@ -174,6 +187,7 @@ impl Core {
             next_tick: now.monotonic,
             next_gathering: now.monotonic,
             draining: None,
+            totals: Totals::default(),
         }
     }
 
@@ -196,21 +210,26 @@ impl Core {
                 if self.sleeper.may_sleep(|| mesh.has_mail()) {
                     waiter.wait(&mut self.sockets).await;
                     self.sleeper.woke();
+                    self.totals.sleeps += 1;
                     busy_turns = 0;
                 }
             }
         }
+        (self.totals.commits, self.totals.committed) = self.lanes.commits();
+        tracing::info!(core = self.id.0, totals = ?self.totals, "core stopped");
     }
 
     /// One turn. True when the core has been drained and may end.
     fn turn(&mut self) -> bool {
         self.now = Clock::read();
+        self.totals.turns += 1;
         self.take_events();
         self.take_mail();
         self.carry_out();
         self.retry_stalled();
         self.tick();
-        self.lanes.flush(&self.now, &mut self.sockets);
+        let more_input = self.sockets.has_work();
+        self.lanes.flush(&self.now, more_input, &mut self.sockets);
         self.carry_out();
         self.send_dirty();
         self.mesh.publish();
@@ -231,6 +250,7 @@ impl Core {
     fn take_events(&mut self) {
         let mut events = std::mem::take(&mut self.events);
         self.sockets.turn(&mut events, EVENTS_PER_TURN);
+        self.totals.events += events.len() as u64;
         for event in events.drain(..) {
             match event {
                 Event::Accepted { socket } => self.accepted(socket),

@@ -121,6 +121,7 @@ impl Core {
             self.sockets.close(id);
         } else if !sealed.is_empty() && !connection.finished {
             connection.finished = is_closing;
+            self.totals.sends += 1;
             self.sockets.send(id, sealed);
             return;
         } else if is_closing && !connection.finished {
@@ -170,7 +171,10 @@ impl Core {
                 return Pulled::Waits(position);
             }
             match self.encode_entry(shard, position, seq, tag, plain) {
-                Some(bytes) => live.session.went(next, bytes),
+                Some(bytes) => {
+                    self.totals.entries += 1;
+                    live.session.went(next, bytes);
+                }
                 None => return Pulled::Damaged,
             }
         }

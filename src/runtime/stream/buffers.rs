@@ -30,8 +30,8 @@ struct Mapping {
 impl Mapping {
     fn new(bytes: usize) -> Result<Mapping, StartError> {
         assert!(bytes > 0);
-        // SAFETY: an anonymous private mapping at an address that the kernel chooses touches nothing
-        // that exists.
+        // SAFETY: an anonymous private mapping at an address that the kernel chooses touches
+        // nothing that exists.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -168,10 +168,11 @@ impl Buffers {
         assert!(id < self.count);
         let slot = usize::from(self.tail & (self.count - 1));
         let entries = self.ring.start.as_ptr().cast::<BufRingEntry>();
-        // SAFETY: the mapping holds `count` entries and `slot < count`. Every buffer is in the ring at
-        // most once (module invariant), so `tail - head < count` and the kernel has left this slot;
-        // it will look at it again only after the Release store of the tail. The tail shares its
-        // memory with a field of entry 0 that the kernel does not read, and that no setter writes.
+        // SAFETY: the mapping holds `count` entries and `slot < count`. Every buffer is in the ring
+        // at most once (module invariant), so `tail - head < count` and the kernel has left this
+        // slot; it will look at it again only after the Release store of the tail. The tail shares
+        // its memory with a field of entry 0 that the kernel does not read, and that no setter
+        // writes.
         unsafe {
             let entry = &mut *entries.add(slot);
             entry.set_addr(self.memory.start.as_ptr().add(usize::from(id) * self.bytes) as u64);

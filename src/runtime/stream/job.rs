@@ -105,8 +105,8 @@ impl Jobs {
             [written, synced]
         };
         let [write_0, sync_0] = pair(self, 0);
-        // SAFETY: the buffers stay in the job, untouched, until its last entry has completed (moving
-        // the job moves no bytes of theirs); the rest is promised by the caller.
+        // SAFETY: the buffers stay in the job, untouched, until its last entry has completed
+        // (moving the job moves no bytes of theirs); the rest is promised by the caller.
         unsafe {
             if count == 1 {
                 return ring.push_chain([write_0, sync_0]);

@@ -8,8 +8,8 @@
 //!
 //! One task per core drives it: `turn` submits what was asked for and hands over what has happened,
 //! with at most one system call and none when there is nothing to do; when idle, the task sleeps in
-//! [`Waiter::wait`]. Accepting and receiving are armed once and complete many times (multishot); the
-//! bytes come in buffers of the core ([`BufferId`]), so an idle connection owns none.
+//! [`Waiter::wait`]. Accepting and receiving are armed once and complete many times (multishot);
+//! the bytes come in buffers of the core ([`BufferId`]), so an idle connection owns none.
 //!
 //! Invariants:
 //! - A descriptor is closed, or handed out by `Detached`, only after every operation on it has
@@ -72,7 +72,7 @@ pub const ACCEPT_BACKOFF_MS: u32 = 100;
 
 const _: () = {
     assert!(BUFFERS_MAX.is_power_of_two()); // positions wrap by masking
-    assert!(JOBS_MAX <= 1 << 16); // the tag of a completion has 16 bits for the job, 8 for its write
+    assert!(JOBS_MAX <= 1 << 16); // a tag has 16 bits for the job, 8 for its write
     assert!(JOB_WRITES_MAX < 1 << 8);
 };
 
@@ -332,8 +332,8 @@ impl Sockets {
         id
     }
 
-    /// Starts to connect; [`Event::Connected`] tells the outcome. An error here means that no socket
-    /// could be made (EMFILE).
+    /// Starts to connect; [`Event::Connected`] tells the outcome. An error here means that no
+    /// socket could be made (EMFILE).
     pub fn connect(&mut self, to: SocketAddr) -> std::io::Result<SocketId> {
         let socket = address::new_socket(to)?;
         address::prepare(&socket);
@@ -353,9 +353,9 @@ impl Sockets {
         Ok(id)
     }
 
-    /// Whether [`Self::send`] may be called: connected, not closing, and no send under way. It can be
-    /// true before the `Sent` of the last send has been looked at, so keep what waits to be sent in
-    /// one queue per socket, and send from its front only.
+    /// Whether [`Self::send`] may be called: connected, not closing, and no send under way. It can
+    /// be true before the `Sent` of the last send has been looked at, so keep what waits to be sent
+    /// in one queue per socket, and send from its front only.
     pub fn can_send(&mut self, id: SocketId) -> bool {
         self.slots.get(id).is_some_and(|slot| {
             slot.is(CONNECTED) && !slot.is(CLOSING | DETACHING) && !slot.has(SEND)
@@ -393,8 +393,8 @@ impl Sockets {
         }
     }
 
-    /// Gives the connection away: [`Event::Detached`] follows all that was received, and the end of a
-    /// send under way (which a peer that does not read can hold up: close it then).
+    /// Gives the connection away: [`Event::Detached`] follows all that was received, and the end of
+    /// a send under way (which a peer that does not read can hold up: close it then).
     pub fn detach(&mut self, id: SocketId) {
         self.set(id, DETACHING);
     }
@@ -425,12 +425,12 @@ impl Sockets {
         self.buffers.release(buffer);
     }
 
-    /// Writes and syncs (fdatasync), each before the next, as one linked chain; [`Event::Job`] comes
-    /// once at the end. A short write is an error (EIO). At most [`JOB_WRITES_MAX`] writes.
+    /// Writes and syncs (fdatasync), each before the next, as one linked chain; [`Event::Job`]
+    /// comes once at the end. A short write is an error (EIO). At most [`JOB_WRITES_MAX`] writes.
     ///
     /// # Safety
-    /// Every descriptor stays open until `Event::Job`, and is of a file that may be written at these
-    /// offsets: nobody holds a `&[u8]` into a map of the bytes that are overwritten.
+    /// Every descriptor stays open until `Event::Job`, and is of a file that may be written at
+    /// these offsets: nobody holds a `&[u8]` into a map of the bytes that are overwritten.
     pub unsafe fn write_and_sync(
         &mut self,
         job: u64,

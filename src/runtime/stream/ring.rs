@@ -4,9 +4,9 @@
 //! and the entries of one linked chain enter the kernel together or not at all. Nothing here knows
 //! what an operation means.
 //!
-//! `overflow` is bounded by construction: a socket has at most one receive, one send or connect, and
-//! one cancellation under way, a listener two, and a job at most [`super::JOB_ENTRIES_MAX`]; so it
-//! never holds more than three entries per socket, plus the jobs that the caller started.
+//! `overflow` is bounded by construction: a socket has at most one receive, one send or connect,
+//! and one cancellation under way, a listener two, and a job at most [`super::JOB_ENTRIES_MAX`]; so
+//! it never holds more than three entries per socket, plus the jobs that the caller started.
 
 use super::StartError;
 use io_uring::{IoUring, cqueue, squeue, types};
@@ -119,8 +119,8 @@ impl Ring {
     /// Queues one operation.
     ///
     /// # Safety
-    /// What the entry points to stays valid, and is not touched by us if the kernel writes it, until
-    /// its last completion (one without MORE) has been reaped.
+    /// What the entry points to stays valid, and is not touched by us if the kernel writes it,
+    /// until its last completion (one without MORE) has been reaped.
     pub(super) unsafe fn push(&mut self, entry: squeue::Entry) {
         // SAFETY: promised by the caller.
         unsafe { self.push_chain([entry]) }

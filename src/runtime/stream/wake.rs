@@ -11,8 +11,8 @@
 //! wakes a sleeping core, or makes its next `wait` return at once.
 //!
 //! The executor has a known defect: it may park although a task is runnable, and then sleeps until
-//! the next I/O, timer or wake. Keep one standing timer per executor (50 ms), so that a lost wake-up
-//! costs milliseconds and never a hang.
+//! the next I/O, timer or wake. Keep one standing timer per executor (50 ms), so that a lost
+//! wake-up costs milliseconds and never a hang.
 
 use super::{Sockets, StartError};
 use glommio::io::BufferedFile;

@@ -334,8 +334,8 @@ fn an_accept_error_rests_and_goes_on() {
         let (socket, address) = listener();
         core.sockets.listen(socket);
         core.turn();
-        // What the kernel would say when descriptors run out, put in its place: the real thing would
-        // starve the tests beside this one.
+        // What the kernel would say when descriptors run out, put in its place: the real thing
+        // would starve the tests beside this one.
         let generation = core.sockets.listener.as_ref().unwrap().generation;
         let mut events = Vec::new();
         let failed = Completion {
