@@ -7,7 +7,7 @@
 //! from a server process of its own that holds nothing else.
 
 use glommio::{LocalExecutorBuilder, Placement};
-use iris::runtime::stream::{Event, Sockets, SocketsConfig, Waiter};
+use iris::runtime::stream::{Event, Sockets, SocketsConfig, wait};
 use iris::runtime::tls::{Tls, client_config, server_config};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
@@ -142,7 +142,6 @@ async fn serve(
     counters: Arc<Counters>,
 ) {
     let mut sockets = Sockets::new(config).expect("sockets");
-    let mut waiter = Waiter::new(&sockets).expect("waiter");
     standing_timer(&sockets);
     sockets.listen(listener);
     let mut ends: Vec<Option<End>> = Vec::new();
@@ -150,7 +149,7 @@ async fn serve(
     while !counters.stop.load(Ordering::Relaxed) {
         sockets.turn(&mut events, EVENTS_MAX);
         if events.is_empty() {
-            waiter.wait(&mut sockets).await;
+            wait(&mut sockets).await;
             continue;
         }
         for event in events.drain(..) {
@@ -252,7 +251,6 @@ async fn drive(
         ..SocketsConfig::default()
     };
     let mut sockets = Sockets::new(config).expect("sockets");
-    let mut waiter = Waiter::new(&sockets).expect("waiter");
     standing_timer(&sockets);
     let mut ends: Vec<End> = Vec::new();
     for _ in 0..connections {
@@ -268,7 +266,7 @@ async fn drive(
     while !counters.stop.load(Ordering::Relaxed) {
         sockets.turn(&mut events, EVENTS_MAX);
         if events.is_empty() {
-            waiter.wait(&mut sockets).await;
+            wait(&mut sockets).await;
             continue;
         }
         for event in events.drain(..) {
@@ -451,7 +449,6 @@ async fn hold(
     to: mpsc::Sender<usize>,
 ) {
     let mut sockets = Sockets::new(SocketsConfig::default()).expect("sockets");
-    let mut waiter = Waiter::new(&sockets).expect("waiter");
     standing_timer(&sockets);
     sockets.listen(listener);
     let mut ends: Vec<Option<Tls>> = Vec::with_capacity(connections);
@@ -462,7 +459,7 @@ async fn hold(
     while heard < connections {
         sockets.turn(&mut events, EVENTS_MAX);
         if events.is_empty() {
-            waiter.wait(&mut sockets).await;
+            wait(&mut sockets).await;
         }
         for event in events.drain(..) {
             match event {

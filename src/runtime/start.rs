@@ -11,9 +11,9 @@ use rustls::ServerConfig;
 use thiserror::Error;
 
 use super::mesh::{Mesh, Parcel, Peer};
-use super::reactor::{Control, Core, CoreParts, Hooks, TICK};
+use super::reactor::{Control, Core, CoreParts, Hooks};
 use super::storage::{DataDir, DataDirError, Format, Log, LogError};
-use super::stream::{Doorbell, Sockets, SocketsConfig, StartError, Waiter};
+use super::stream::{Doorbell, Sockets, SocketsConfig, StartError};
 use crate::auth::Keyring;
 use crate::log::RecordKind;
 use crate::log::recovery::Recovered;
@@ -258,10 +258,9 @@ impl Seed {
     async fn run(self, prepared: Sender<Prepared>, may_go: Receiver<Go>) {
         let ready = self.recover().and_then(|durable| {
             let sockets = Sockets::new(SocketsConfig::default())?;
-            let waiter = Waiter::new(&sockets)?;
-            Ok((durable, sockets, waiter))
+            Ok((durable, sockets))
         });
-        let (durable, sockets, waiter) = match ready {
+        let (durable, sockets) = match ready {
             Ok(ready) => ready,
             Err(error) => {
                 let _ = prepared.send(Err(error)); // the starter waits for exactly this
@@ -269,16 +268,9 @@ impl Seed {
             }
         };
         let doorbell = sockets.doorbell();
-        let _ = prepared.send(Ok(doorbell.clone()));
+        let _ = prepared.send(Ok(doorbell));
         // Blocks this thread, which has nothing to do yet. An error: another core did not start.
         let Ok(Go { mesh, listener }) = may_go.recv() else { return };
-        glommio::spawn_local(async move {
-            loop {
-                glommio::timer::sleep(TICK).await;
-                doorbell.ring();
-            }
-        })
-        .detach();
         let (mut logs, shards) = durable;
         for (_, log) in &mut logs {
             let doorbell = sockets.doorbell();
@@ -301,7 +293,7 @@ impl Seed {
         };
         let mut core = Core::new(parts, sockets);
         core.listen(listener);
-        core.run(waiter).await;
+        core.run().await;
     }
 
     /// Replays this core's logs into its shards.

@@ -631,7 +631,7 @@ impl Worker {
             until = until.min(self.load.0);
         }
         if until > now {
-            self.sockets.sleep(Duration::from_nanos(until - now));
+            self.sockets.park(Duration::from_nanos(until - now));
         }
     }
 
@@ -655,7 +655,7 @@ impl Worker {
                     }
                 }
             }
-            self.sockets.sleep(Duration::from_millis(1));
+            self.sockets.park(Duration::from_millis(1));
             self.plan.reconnect = true; // nobody is lost any more
             self.turn(events);
         }

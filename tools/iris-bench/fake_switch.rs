@@ -152,7 +152,7 @@ impl Switch {
             }
             self.deliver();
             self.flush();
-            self.sockets.sleep(Duration::from_millis(2));
+            self.sockets.park(Duration::from_millis(2));
         }
     }
 

@@ -12,9 +12,8 @@
 //! other cores and the clock all ring.
 //!
 //! The executor has a known defect (it can park with runnable tasks when its preempt timer fires
-//! early), contained here by construction: this task is the only one that matters, it never yields
-//! without awaiting real I/O, and a standing timer of [`TICK`] rings the same eventfd, so a lost
-//! wake-up costs milliseconds and never a hang.
+//! early). It cannot strike here: the core sleeps in its own ring, [`SLEEP_MAX`] at the longest, and
+//! never lets the executor park (`docs/decisions/0005-the-core-sleeps-in-its-own-ring.md`).
 
 mod answers;
 mod connection;
@@ -36,7 +35,7 @@ use rustls::ServerConfig;
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
 use super::storage::Log;
-use super::stream::{Event, SocketId, Sockets, Waiter};
+use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
 use crate::auth::Keyring;
 use crate::placement::{CoreId, LogId, Placement, ShardId};
 use crate::ring::Sleeper;
@@ -49,10 +48,8 @@ use lanes::Lanes;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
 pub const EVENTS_PER_TURN: usize = 512;
-/// The standing timer of a core, and the grain of all deadlines.
-pub const TICK: Duration = Duration::from_millis(50);
-/// Turns without sleep after which the executor gets to poll its own I/O once.
-pub const BUSY_TURNS_MAX: u32 = 256;
+/// The grain of all deadlines.
+pub const TICK: Duration = SLEEP_MAX;
 /// Cursors are gathered so long before they are proposed: losing one in a crash only repeats
 /// deliveries, which clients recognise by `seq`.
 pub const ACK_GATHER: Duration = Duration::from_millis(200);
@@ -197,21 +194,14 @@ impl Core {
     }
 
     /// Runs until it has been drained.
-    pub(super) async fn run(mut self, mut waiter: Waiter) {
-        let mut busy_turns = 0;
+    pub(super) async fn run(mut self) {
         while !self.turn() {
-            busy_turns += 1;
-            if busy_turns >= BUSY_TURNS_MAX {
-                self.sockets.doorbell().ring(); // so that the wait returns by itself, through real I/O
-                waiter.wait(&mut self.sockets).await;
-                busy_turns = 0;
-            } else if self.is_idle() {
+            if self.is_idle() {
                 let mesh = &self.mesh;
                 if self.sleeper.may_sleep(|| mesh.has_mail()) {
-                    waiter.wait(&mut self.sockets).await;
+                    wait(&mut self.sockets).await;
                     self.sleeper.woke();
                     self.totals.sleeps += 1;
-                    busy_turns = 0;
                 }
             }
         }

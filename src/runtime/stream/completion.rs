@@ -16,11 +16,13 @@ pub(super) enum Kind {
     Write,
     Sync,
     Populate,
+    /// The eventfd was written to; armed for as long as the rings live.
+    Doorbell,
     /// The cancellation of everything, when the rings are dropped.
     CancelAll,
 }
 
-const KINDS: [Kind; 11] = [
+const KINDS: [Kind; 12] = [
     Kind::Receive,
     Kind::Send,
     Kind::Connect,
@@ -31,6 +33,7 @@ const KINDS: [Kind; 11] = [
     Kind::Write,
     Kind::Sync,
     Kind::Populate,
+    Kind::Doorbell,
     Kind::CancelAll,
 ];
 
@@ -45,6 +48,12 @@ pub(super) struct Tag {
 impl Tag {
     pub(super) const CANCEL_ALL: Tag = Tag {
         kind: Kind::CancelAll,
+        slot: 0,
+        generation: 0,
+    };
+
+    pub(super) const DOORBELL: Tag = Tag {
+        kind: Kind::Doorbell,
         slot: 0,
         generation: 0,
     };
@@ -118,6 +127,11 @@ impl Sockets {
             Kind::Write | Kind::Sync | Kind::Populate => {
                 if let Some(event) = self.jobs.complete(tag, completion.result) {
                     events.push(event);
+                }
+            }
+            Kind::Doorbell => {
+                if !completion.more() {
+                    self.arm_doorbell();
                 }
             }
             Kind::CancelAll => unreachable!("only when dropped"),

@@ -8,7 +8,7 @@
 //!
 //! One task per core drives it: `turn` submits what was asked for and hands over what has happened,
 //! with at most one system call and none when there is nothing to do; when idle, the task sleeps in
-//! [`Waiter::wait`]. Accepting and receiving are armed once and complete many times (multishot);
+//! [`wait`]. Accepting and receiving are armed once and complete many times (multishot);
 //! the bytes come in buffers of the core ([`BufferId`]), so an idle connection owns none.
 //!
 //! Invariants:
@@ -35,7 +35,7 @@ mod wake;
 
 pub use address::peer_of;
 pub use buffers::BufferId;
-pub use wake::{Doorbell, Waiter};
+pub use wake::{Doorbell, SLEEP_MAX, wait};
 
 use buffers::Buffers;
 use completion::{Kind, Tag};
@@ -258,8 +258,7 @@ impl Sockets {
         unsafe { ring.register_buffers(address, count)? };
         buffers.lend_all();
         let eventfd = wake::eventfd()?;
-        ring.register_eventfd(eventfd.as_raw_fd())?;
-        Ok(Sockets {
+        let mut sockets = Sockets {
             ring,
             buffers,
             slots: Slots::default(),
@@ -268,7 +267,9 @@ impl Sockets {
             listener_generation: 0,
             eventfd,
             _not_send: PhantomData,
-        })
+        };
+        sockets.arm_doorbell();
+        Ok(sockets)
     }
 
     /// The eventfd that completions and doorbells write to; owned by this object.
@@ -454,7 +455,6 @@ impl Sockets {
     /// events of earlier turns must have been dealt with: slots that they freed are used again. Stops
     /// when `events` holds `max` (one completion may add up to two beyond); the rest keeps.
     pub fn turn(&mut self, events: &mut Vec<Event>, max: usize) {
-        self.ring.set_wakes(false);
         self.slots.begin_turn();
         self.settle_all(events, max);
         self.feed_the_starved(events);
@@ -478,24 +478,23 @@ impl Sockets {
             || (self.slots.has_starved() && self.buffers.available() > 0)
     }
 
-    /// For a plain thread that has no executor, such as the load generator's: submits what was asked
-    /// for and blocks until `turn` has something to do, `timeout` at the longest. One system call; a
-    /// [`Doorbell`] is not heard.
-    pub fn sleep(&mut self, timeout: std::time::Duration) {
-        self.ring.set_wakes(false);
-        if self.slots.has_unsettled() || !self.ring.is_empty() {
-            return;
+    /// Submits what was asked for and blocks until `turn` has something to do or a [`Doorbell`] rings,
+    /// `timeout` at the longest; it may return for nothing. One system call.
+    pub fn park(&mut self, timeout: std::time::Duration) {
+        if !self.slots.has_unsettled() && self.ring.is_empty() {
+            self.ring.wait(timeout);
         }
-        self.ring.wait(timeout);
     }
 
-    /// Lets completions ring the eventfd, unless there is work already: then false.
-    fn prepare_to_sleep(&mut self) -> bool {
-        self.ring.set_wakes(true);
-        // The kernel announces work and then reads whether to ring; we say "ring" and then look for
-        // work. The fence makes sure that one of the two sees the other.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        !self.has_work()
+    /// Has the doorbell heard: every write to the eventfd is a completion.
+    fn arm_doorbell(&mut self) {
+        let eventfd = types::Fd(self.eventfd.as_raw_fd());
+        let entry = opcode::PollAdd::new(eventfd, libc::POLLIN as u32)
+            .multi(true)
+            .build()
+            .user_data(Tag::DOORBELL.pack());
+        // SAFETY: the entry points to nothing; the eventfd is open for as long as the ring.
+        unsafe { self.ring.push(entry) };
     }
 
     fn set(&mut self, id: SocketId, state: u8) {

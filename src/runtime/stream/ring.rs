@@ -11,7 +11,6 @@
 use super::StartError;
 use io_uring::{IoUring, cqueue, squeue, types};
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
 use std::time::Duration;
 
 /// Completions copied out of the ring at a time (16 bytes each, on the stack). A guess: one page.
@@ -48,7 +47,6 @@ pub(super) struct Ring {
     overflow: VecDeque<Waiting>,
     /// Operations pushed whose last completion has not been reaped.
     in_flight: usize,
-    wakes: bool,
     /// System calls made.
     enters: u64,
 }
@@ -71,7 +69,6 @@ impl Ring {
             uring,
             overflow: VecDeque::new(),
             in_flight: 0,
-            wakes: true,
             enters: 0,
         })
     }
@@ -92,28 +89,6 @@ impl Ring {
                 .register_buf_ring_with_flags(address, entries, 0, 0)
         }
         .map_err(|source| StartError::BufferRing { source })
-    }
-
-    /// Makes completions ring `eventfd`, as long as [`Self::set_wakes`] has not switched that off.
-    pub(super) fn register_eventfd(&self, eventfd: RawFd) -> Result<(), StartError> {
-        self.uring
-            .submitter()
-            .register_eventfd(eventfd)
-            .map_err(|source| StartError::Eventfd { source })
-    }
-
-    /// Whether completions ring the eventfd. While the core is awake that would only be work.
-    pub(super) fn set_wakes(&mut self, wakes: bool) {
-        if self.wakes == wakes {
-            return;
-        }
-        self.wakes = wakes;
-        let completions = self.uring.completion();
-        if wakes {
-            completions.enable_eventfd()
-        } else {
-            completions.disable_eventfd()
-        }
     }
 
     /// Queues one operation.
@@ -197,6 +172,7 @@ impl Ring {
     /// Submits what is queued and blocks for one completion, `timeout` at the longest.
     pub(super) fn wait(&mut self, timeout: Duration) {
         self.refill();
+        self.enters += 1;
         let timeout = types::Timespec::from(timeout);
         let arguments = types::SubmitArgs::new().timespec(&timeout);
         if let Err(error) = self.uring.submitter().submit_with_args(1, &arguments) {

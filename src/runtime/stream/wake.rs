@@ -15,11 +15,11 @@
 //! wake-up costs milliseconds and never a hang.
 
 use super::{Sockets, StartError};
-use glommio::io::BufferedFile;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Makes the eventfd of one core.
 pub(super) fn eventfd() -> Result<Arc<File>, StartError> {
@@ -53,40 +53,13 @@ impl Doorbell {
     }
 }
 
-/// The sleeping half of a core, for the one task that drives its [`Sockets`].
-#[derive(Debug)]
-pub struct Waiter {
-    /// A duplicate of the eventfd, so that glommio's closing of it closes nothing of ours.
-    file: BufferedFile,
-}
+/// How long a core sleeps at the longest. Deadlines have this grain, and should a wake-up ever be
+/// lost, it costs this much and never a hang.
+pub const SLEEP_MAX: Duration = Duration::from_millis(50);
 
-impl Waiter {
-    /// Must be called inside the glommio executor of the core that owns `sockets`.
-    pub fn new(sockets: &Sockets) -> Result<Waiter, StartError> {
-        let own = sockets
-            .doorbell()
-            .eventfd
-            .try_clone()
-            .map_err(|source| StartError::Eventfd { source })?;
-        // SAFETY: `into_raw_fd` gives the ownership up and `from_raw_fd` takes it over.
-        let file = unsafe { BufferedFile::from_raw_fd(own.into_raw_fd()) };
-        assert!(file.as_raw_fd() >= 0);
-        Ok(Waiter { file })
-    }
-
-    /// Returns when `sockets` has work or the core's doorbell has been rung since the last `wait`
-    /// returned; at once if so already. It may return for nothing, too.
-    ///
-    /// Do not drop the future half-way: the ring that it may have consumed would be lost.
-    pub async fn wait(&mut self, sockets: &mut Sockets) {
-        if !sockets.prepare_to_sleep() {
-            return;
-        }
-        let read = self.file.read_at(0, 8).await;
-        assert!(
-            read.is_ok(),
-            "reading our own eventfd failed: {:?}",
-            read.err()
-        );
-    }
+/// Returns when `sockets` has work or the core's doorbell has been rung, after [`SLEEP_MAX`], or for
+/// nothing. The thread sleeps in its own ring; other tasks of the executor run before it returns.
+pub async fn wait(sockets: &mut Sockets) {
+    sockets.park(SLEEP_MAX);
+    futures_lite::future::yield_now().await;
 }

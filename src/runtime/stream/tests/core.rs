@@ -20,7 +20,6 @@ pub(super) fn run<T>(future: impl Future<Output = T>) -> T {
 /// One core: sockets, its waiter, and events taken one at a time.
 pub(super) struct Core {
     pub(super) sockets: Sockets,
-    waiter: Waiter,
     events: std::collections::VecDeque<Event>,
     batch: Vec<Event>,
 }
@@ -28,7 +27,6 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(config: SocketsConfig) -> Core {
         let sockets = Sockets::new(config).unwrap();
-        let waiter = Waiter::new(&sockets).unwrap();
         let doorbell = sockets.doorbell();
         glommio::spawn_local(async move {
             loop {
@@ -39,7 +37,6 @@ impl Core {
         .detach();
         Core {
             sockets,
-            waiter,
             events: Default::default(),
             batch: Vec::new(),
         }
@@ -71,7 +68,7 @@ impl Core {
             self.turn();
         }
         if self.events.is_empty() {
-            self.waiter.wait(&mut self.sockets).await;
+            wait(&mut self.sockets).await;
             self.turn();
         }
         self.events.pop_front()

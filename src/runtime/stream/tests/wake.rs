@@ -71,11 +71,10 @@ fn two_executors_play_ping_pong_and_never_hang() {
 fn a_doorbell_rung_before_the_wait_is_not_lost() {
     run(async {
         let mut sockets = Sockets::new(SocketsConfig::default()).unwrap();
-        let mut waiter = Waiter::new(&sockets).unwrap();
         for _ in 0..100 {
             sockets.doorbell().ring();
             sockets.doorbell().ring();
-            waiter.wait(&mut sockets).await;
+            wait(&mut sockets).await;
         }
     });
 }
@@ -85,11 +84,10 @@ fn a_wait_with_work_at_hand_returns_at_once() {
     use std::io::Write;
     run(async {
         let mut sockets = Sockets::new(SocketsConfig::default()).unwrap();
-        let mut waiter = Waiter::new(&sockets).unwrap();
         let (ours, mut theirs) = pair();
         sockets.adopt(ours);
         // Nothing rings here, and there is no timer: whoever sleeps, sleeps for ever.
-        waiter.wait(&mut sockets).await;
+        wait(&mut sockets).await;
         let mut events = Vec::new();
         for _ in 0..1000 {
             sockets.turn(&mut events, 10);
@@ -97,7 +95,7 @@ fn a_wait_with_work_at_hand_returns_at_once() {
             // Arrives while completions do not ring.
             theirs.write_all(b"x").unwrap();
             while events.is_empty() {
-                waiter.wait(&mut sockets).await;
+                wait(&mut sockets).await;
                 sockets.turn(&mut events, 10);
             }
             let Some(Event::Received { buffer, .. }) = events.pop() else {
