@@ -4,6 +4,8 @@
 //! file system) gets a temporary data directory. Every number is a median of rounds unless it says
 //! otherwise; the disk's are per operation.
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+
 use std::fs::OpenOptions;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;

@@ -6,6 +6,12 @@
 //! thread's processor time (user + system) per message; then the memory of an idle TLS connection,
 //! from a server process of its own that holds nothing else.
 
+#![expect(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a benchmark measures for a time, by the clock"
+)]
+
 use glommio::{LocalExecutorBuilder, Placement};
 use iris::runtime::stream::{Event, Sockets, SocketsConfig, wait};
 use iris::runtime::tls::{Tls, client_config, server_config};

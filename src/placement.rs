@@ -56,9 +56,17 @@ impl Placement {
     #[must_use]
     pub fn new(key: HashKey, shards: u16, logs: u16, cores: u16) -> Self {
         assert!(shards > 0, "a data directory has at least one shard");
-        assert!(logs > 0 && logs <= shards, "every log serves at least one shard");
+        assert!(
+            logs > 0 && logs <= shards,
+            "every log serves at least one shard"
+        );
         assert!(cores > 0, "a node has at least one core");
-        Self { key, shards, logs, cores }
+        Self {
+            key,
+            shards,
+            logs,
+            cores,
+        }
     }
 
     /// Hashes a user id.
@@ -69,7 +77,10 @@ impl Placement {
 
     /// The shard that owns a user.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the remainder is below a u16")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the remainder is below a u16"
+    )]
     pub fn shard_of(&self, user: UserHash) -> ShardId {
         ShardId((user.0 % u64::from(self.shards)) as u16)
     }
@@ -146,7 +157,11 @@ mod tests {
                 shards_of_core[usize::from(placement.core_of(ShardId(shard)).0)] += 1;
             }
             let busy = shards_of_core.iter().filter(|&&shards| shards > 0).count();
-            assert_eq!(busy, usize::from(cores.min(logs)), "{logs} logs on {cores} cores");
+            assert_eq!(
+                busy,
+                usize::from(cores.min(logs)),
+                "{logs} logs on {cores} cores"
+            );
         }
     }
 

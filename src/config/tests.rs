@@ -178,7 +178,7 @@ fn both_bounds_of_every_number_are_accepted_and_their_neighbours_refused() {
             let text = format!("{LEAST}\n[{}]\n{} = {value}", setting.section, setting.name);
             let text = text
                 .replace("[auth]\n", "")
-                .replace("\n[tls]", &format!("\n[auth]\n[tls]"));
+                .replace("\n[tls]", "\n[auth]\n[tls]");
             let variable = [(setting.variable(), value.to_string())];
             let variable = [(variable[0].0.as_str(), variable[0].1.as_str())];
             let by_variable = assemble(LEAST, &variable, &[]).is_ok();

@@ -14,12 +14,14 @@
 //! dropped. Answers may still grow the open parcel then, but every answer belongs to a send that was
 //! read before, and sessions have a bound of those.
 
+use std::collections::VecDeque;
+
 use iris_proto::id::SendNumber;
 use iris_proto::v2::RejectCode;
 
 use super::reactor::Handoff;
 use crate::placement::{CoreId, UserHash};
-use crate::ring::{Consumer, Producer, RING_DRAIN_MAX};
+use crate::ring::{Consumer, Producer, RING_DRAIN_MAX, RING_SLOTS};
 use crate::runtime::stream::Doorbell;
 use crate::shard::ReplyTo;
 
@@ -82,7 +84,12 @@ impl Message<'_> {
         let (kind, reply, a, b, body): (u8, &ReplyTo, u64, u64, &[u8]) = match self {
             Self::Append { to, reply, command } => (KIND_APPEND, reply, to.0, 0, command),
             Self::Accepted { reply, n } => (KIND_ACCEPTED, reply, n.0, 0, &[]),
-            Self::Rejected { reply, code, expected, retry_after_ms } => {
+            Self::Rejected {
+                reply,
+                code,
+                expected,
+                retry_after_ms,
+            } => {
                 let [low, ..] = (*code as i32).to_le_bytes(); // codes stay below 256
                 let b = (retry_after_ms << 8) | u64::from(low);
                 (KIND_REJECTED, reply, expected.0, b, &[])
@@ -118,16 +125,29 @@ impl<'a> Iterator for Messages<'a> {
 
     fn next(&mut self) -> Option<Message<'a>> {
         let (head, rest) = self.0.split_first_chunk::<HEAD_BYTES>()?;
-        let u32_at = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+        let u32_at =
+            |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) | (u64::from(u32_at(at + 4)) << 32);
         let (body, rest) = rest.split_at(u32_at(4) as usize);
         self.0 = rest;
         let core = CoreId(u16::from_le_bytes([head[2], head[3]]));
-        let reply = ReplyTo { core, slot: u32_at(8), generation: u32_at(12), tag: u64_at(16) };
+        let reply = ReplyTo {
+            core,
+            slot: u32_at(8),
+            generation: u32_at(12),
+            tag: u64_at(16),
+        };
         let (a, b) = (u64_at(24), u64_at(32));
         Some(match head[0] {
-            KIND_APPEND => Message::Append { to: UserHash(a), reply, command: body },
-            KIND_ACCEPTED => Message::Accepted { reply, n: SendNumber(a) },
+            KIND_APPEND => Message::Append {
+                to: UserHash(a),
+                reply,
+                command: body,
+            },
+            KIND_ACCEPTED => Message::Accepted {
+                reply,
+                n: SendNumber(a),
+            },
             KIND_REJECTED => Message::Rejected {
                 reply,
                 code: RejectCode::try_from(i32::from(b.to_le_bytes()[0])).unwrap_or_default(),
@@ -150,7 +170,7 @@ pub struct Peer {
     /// Wakes it.
     pub doorbell: Doorbell,
     open: Vec<u8>,
-    leaving: Vec<Box<Handoff>>,
+    leaving: VecDeque<Handoff>,
     /// Read buffers of this peer, to travel home with the next parcel: never a reason to wake it.
     read: Vec<Vec<u8>>,
 }
@@ -164,7 +184,15 @@ impl Peer {
         consumer: Consumer<Parcel>,
         doorbell: Doorbell,
     ) -> Self {
-        Self { core, producer, consumer, doorbell, open: Vec::new(), leaving: Vec::new(), read: Vec::new() }
+        Self {
+            core,
+            producer,
+            consumer,
+            doorbell,
+            open: Vec::new(),
+            leaving: VecDeque::new(),
+            read: Vec::new(),
+        }
     }
 }
 
@@ -179,7 +207,10 @@ impl Mesh {
     /// The mesh of a core with these peers.
     #[must_use]
     pub fn new(peers: Vec<Peer>) -> Self {
-        Self { peers, spare: Vec::new() }
+        Self {
+            peers,
+            spare: Vec::new(),
+        }
     }
 
     /// Packs a message for another core. It leaves with [`publish`](Self::publish).
@@ -188,26 +219,26 @@ impl Mesh {
     }
 
     /// Sends a connection to another core. It leaves with [`publish`](Self::publish).
-    pub fn hand_over(&mut self, core: CoreId, handoff: Box<Handoff>) {
-        self.peer(core).leaving.push(handoff);
+    pub fn hand_over(&mut self, core: CoreId, handoff: Handoff) {
+        self.peer(core).leaving.push_back(handoff);
     }
 
     /// Whether some core is so far behind that this one must stop reading sockets.
     #[must_use]
     pub fn is_congested(&self) -> bool {
-        self.peers.iter().any(|peer| peer.open.len() >= PARCEL_BYTES_MAX)
+        let behind =
+            |peer: &Peer| peer.open.len() >= PARCEL_BYTES_MAX || peer.leaving.len() >= RING_SLOTS;
+        self.peers.iter().any(behind)
     }
 
     /// Shows the other cores what this turn made, and wakes those that sleep.
     pub fn publish(&mut self) {
         for peer in &mut self.peers {
-            while let Some(handoff) = peer.leaving.pop() {
-                if let Err(full) = peer.producer.push(Parcel::Connection(handoff)) {
-                    if let Parcel::Connection(handoff) = full.0 {
-                        peer.leaving.push(handoff);
-                    }
-                    break;
-                }
+            while peer.producer.room() > 0
+                && let Some(handoff) = peer.leaving.pop_front()
+            {
+                let pushed = peer.producer.push(Parcel::Connection(Box::new(handoff)));
+                assert!(pushed.is_ok(), "a ring with room takes a connection");
             }
             if !peer.open.is_empty() && peer.producer.room() > SPARE_BUFFERS_MAX {
                 let next = self.spare.pop().unwrap_or_default();
@@ -253,7 +284,9 @@ impl Mesh {
     /// Whether something waits for room in a ring.
     #[must_use]
     pub fn is_dirty(&self) -> bool {
-        self.peers.iter().any(|peer| !peer.open.is_empty() || !peer.leaving.is_empty())
+        self.peers
+            .iter()
+            .any(|peer| !peer.open.is_empty() || !peer.leaving.is_empty())
     }
 
     fn peer(&mut self, core: CoreId) -> &mut Peer {
@@ -270,11 +303,27 @@ mod tests {
 
     #[test]
     fn messages_come_out_of_a_parcel_as_they_went_in() {
-        let reply = ReplyTo { core: CoreId(3), slot: 77, generation: 0xdead_beef, tag: u64::MAX };
+        let reply = ReplyTo {
+            core: CoreId(3),
+            slot: 77,
+            generation: 0xdead_beef,
+            tag: u64::MAX,
+        };
         let all = [
-            Message::Append { to: UserHash(5), reply, command: b"some command" },
-            Message::Accepted { reply, n: SendNumber(1 << 40) },
-            Message::Append { to: UserHash(6), reply, command: b"" },
+            Message::Append {
+                to: UserHash(5),
+                reply,
+                command: b"some command",
+            },
+            Message::Accepted {
+                reply,
+                n: SendNumber(1 << 40),
+            },
+            Message::Append {
+                to: UserHash(6),
+                reply,
+                command: b"",
+            },
             Message::Rejected {
                 reply,
                 code: RejectCode::InboxFull,

@@ -40,7 +40,9 @@ pub enum ServeError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// Signals cannot be listened for.
-    #[error("cannot listen for signals: {source}; without them the switch could not be stopped in order")]
+    #[error(
+        "cannot listen for signals: {source}; without them the switch could not be stopped in order"
+    )]
     Signals {
         /// What the kernel said.
         source: std::io::Error,
@@ -57,9 +59,14 @@ pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError
     let running = start(options(&config, prepared.cores)?)?;
     running.publish_address()?;
     tracing::info!(address = %running.address(), "ready");
-    ready(Ready { addr: running.address() });
+    ready(Ready {
+        addr: running.address(),
+    });
     if let Some(signal) = signals.forever().next() {
-        tracing::info!(signal, "stopping: clients are sent away and what is under way is finished");
+        tracing::info!(
+            signal,
+            "stopping: clients are sent away and what is under way is finished"
+        );
     }
     running.drain(Duration::from_millis(config.server.drain_timeout_ms));
     running.wait();
@@ -81,12 +88,17 @@ fn stop_at_panics() {
 pub fn options(config: &Config, processors: Vec<usize>) -> Result<Options, ServeError> {
     let certificate = read_bounded(&config.tls.certificate, KEY_FILE_BYTES_MAX)?;
     let key = read_bounded(&config.tls.key, KEY_FILE_BYTES_MAX)?;
-    let logs = u32::try_from(processors.len()).unwrap_or(SHARDS_DEFAULT).min(SHARDS_DEFAULT);
+    let logs = u32::try_from(processors.len())
+        .unwrap_or(SHARDS_DEFAULT)
+        .min(SHARDS_DEFAULT);
     Ok(Options {
         listen: config.server.listen,
         processors,
         data: config.server.data.clone(),
-        format: Format { logs, ..Format::default() },
+        format: Format {
+            logs,
+            ..Format::default()
+        },
         tls: server_config(&certificate, &key)?,
         keyring: Arc::new(config.keyring()?),
         hello_timeout: Duration::from_millis(config.limits.hello_timeout_ms),

@@ -67,7 +67,9 @@ pub enum NodeError {
     #[error(transparent)]
     Rings(#[from] StartError),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; stop what uses it, or choose another address with --listen")]
+    #[error(
+        "cannot listen on {address}: {source}; stop what uses it, or choose another address with --listen"
+    )]
     Listen {
         /// The address asked for.
         address: SocketAddr,
@@ -75,7 +77,9 @@ pub enum NodeError {
         source: std::io::Error,
     },
     /// An executor cannot be started.
-    #[error("cannot start the executor of processor {processor}: {reason}; check `ulimit -l` (locked memory) and that io_uring is allowed")]
+    #[error(
+        "cannot start the executor of processor {processor}: {reason}; check `ulimit -l` (locked memory) and that io_uring is allowed"
+    )]
     Executor {
         /// The processor.
         processor: usize,
@@ -165,7 +169,10 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
             .name(&format!("iris-core-{index}"))
             .io_memory(EXECUTOR_IO_MEMORY)
             .spawn(move || seed.run(prepared, may_go))
-            .map_err(|error| NodeError::Executor { processor, reason: error.to_string() })?;
+            .map_err(|error| NodeError::Executor {
+                processor,
+                reason: error.to_string(),
+            })?;
         starting.push((thread, is_prepared, go, control));
     }
     let mut doorbells = Vec::new();
@@ -178,9 +185,17 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
         doorbells.push(doorbell);
     }
     let meshes = weave(&sleepers, &doorbells);
-    let mut running = Running { address, control: Vec::new(), threads: Vec::new(), data };
-    for ((((thread, _, go, control), mesh), listener), doorbell) in
-        starting.into_iter().zip(meshes).zip(listeners).zip(doorbells)
+    let mut running = Running {
+        address,
+        control: Vec::new(),
+        threads: Vec::new(),
+        data,
+    };
+    for ((((thread, _, go, control), mesh), listener), doorbell) in starting
+        .into_iter()
+        .zip(meshes)
+        .zip(listeners)
+        .zip(doorbells)
     {
         // A core that is gone has sent its error above.
         let _ = go.send(Go { mesh, listener });
@@ -197,8 +212,11 @@ fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<TcpListene
     let mut listeners = Vec::new();
     for _ in 0..count {
         let open = || {
-            let socket =
-                Socket::new(Domain::for_address(actual), Type::STREAM, Some(Protocol::TCP))?;
+            let socket = Socket::new(
+                Domain::for_address(actual),
+                Type::STREAM,
+                Some(Protocol::TCP),
+            )?;
             socket.set_reuse_address(true)?;
             socket.set_reuse_port(true)?;
             socket.bind(&actual.into())?;
@@ -206,8 +224,10 @@ fn bind(address: SocketAddr, count: usize) -> Result<(SocketAddr, Vec<TcpListene
             let listener = TcpListener::from(socket);
             listener.local_addr().map(|address| (address, listener))
         };
-        let (bound, listener) =
-            open().map_err(|source| NodeError::Listen { address: actual, source })?;
+        let (bound, listener) = open().map_err(|source| NodeError::Listen {
+            address: actual,
+            source,
+        })?;
         actual = bound;
         listeners.push(listener);
     }
@@ -235,7 +255,12 @@ fn weave(sleepers: &[Arc<Sleeper>], doorbells: &[Doorbell]) -> Vec<Mesh> {
         let both = producers.into_iter().zip(consumers).enumerate();
         let peers = both.filter_map(|(other, (producer, consumer))| {
             let core = CoreId(u16::try_from(other).ok()?);
-            Some(Peer::new(core, producer?, consumer?, doorbells[other].clone()))
+            Some(Peer::new(
+                core,
+                producer?,
+                consumer?,
+                doorbells[other].clone(),
+            ))
         });
         Mesh::new(peers.collect())
     })
@@ -270,7 +295,9 @@ impl Seed {
         let doorbell = sockets.doorbell();
         let _ = prepared.send(Ok(doorbell));
         // Blocks this thread, which has nothing to do yet. An error: another core did not start.
-        let Ok(Go { mesh, listener }) = may_go.recv() else { return };
+        let Ok(Go { mesh, listener }) = may_go.recv() else {
+            return;
+        };
         let (mut logs, shards) = durable;
         for (_, log) in &mut logs {
             let doorbell = sockets.doorbell();
@@ -336,7 +363,9 @@ fn replay(shards: &mut [Option<Box<Shard>>], recovered: &Recovered<'_>) -> Resul
     if record.kind != RecordKind::Entry {
         return Ok(());
     }
-    let shard = shards.get_mut(usize::from(record.shard)).and_then(Option::as_mut);
+    let shard = shards
+        .get_mut(usize::from(record.shard))
+        .and_then(Option::as_mut);
     let Some(shard) = shard else {
         unreachable!("a log holds only the shards that are dealt to it");
     };

@@ -44,10 +44,26 @@ pub fn identify(
     })
 }
 
-/// The bounds that a Welcome announces.
+/// The part of a Welcome that follows from who the session is.
 #[must_use]
+pub fn welcome(identity: &Identity) -> v2::Welcome {
+    v2::Welcome {
+        version: VERSION,
+        limits: Some(bounds()),
+        user: identity.user.as_str().to_owned(),
+        device: identity.device.as_str().to_owned(),
+        capabilities: identity
+            .send_only
+            .then(|| SEND_ONLY.to_owned())
+            .into_iter()
+            .collect(),
+        ..Default::default()
+    }
+}
+
+/// The bounds that a Welcome announces.
 #[expect(clippy::cast_possible_truncation, reason = "both are far below 4 GiB")]
-pub fn limits() -> v2::Limits {
+fn bounds() -> v2::Limits {
     v2::Limits {
         frame_bytes: limits::FRAME_BYTES_MAX as u32,
         body_bytes: limits::BODY_BYTES_MAX as u32,
@@ -64,15 +80,17 @@ fn named(device: &str) -> Result<DeviceId, GoodbyeReason> {
 
 #[cfg(test)]
 mod tests {
+    use iris_proto::frame;
     use iris_proto::id::UserId;
     use iris_proto::wire::{ClientFrameRef, decode_client};
-    use iris_proto::frame;
     use prost::Message;
 
     use super::*;
 
     fn with_hello<R>(hello: v2::Hello, check: impl FnOnce(&HelloRef<'_>) -> R) -> R {
-        let frame = v2::ClientFrame { frame: Some(v2::client_frame::Frame::Hello(hello)) };
+        let frame = v2::ClientFrame {
+            frame: Some(v2::client_frame::Frame::Hello(hello)),
+        };
         let mut bytes = Vec::new();
         frame::append(&mut bytes, |out| frame.encode(out).unwrap());
         let Ok(ClientFrameRef::Hello(hello)) = decode_client(&bytes[frame::LENGTH_BYTES..]) else {
@@ -102,8 +120,10 @@ mod tests {
     }
 
     fn device_of(token: Option<&str>, said: &str) -> Result<String, GoodbyeReason> {
-        with_hello(hello(said), |hello| identify(claims(token), hello, UserHash(1)))
-            .map(|identity| identity.device.as_str().to_owned())
+        with_hello(hello(said), |hello| {
+            identify(claims(token), hello, UserHash(1))
+        })
+        .map(|identity| identity.device.as_str().to_owned())
     }
 
     /// R: A-4
@@ -111,7 +131,10 @@ mod tests {
     fn a_token_for_one_device_cannot_be_used_by_another() {
         assert_eq!(device_of(Some("phone"), "phone").as_deref(), Ok("phone"));
         assert_eq!(device_of(Some("phone"), "").as_deref(), Ok("phone"));
-        assert_eq!(device_of(Some("phone"), "laptop"), Err(GoodbyeReason::DeviceMismatch));
+        assert_eq!(
+            device_of(Some("phone"), "laptop"),
+            Err(GoodbyeReason::DeviceMismatch)
+        );
     }
 
     #[test]
@@ -123,7 +146,11 @@ mod tests {
     #[test]
     fn a_client_without_a_common_version_is_told_so() {
         let versions = |version_min, version_max| {
-            let hello = v2::Hello { version_min, version_max, ..hello("") };
+            let hello = v2::Hello {
+                version_min,
+                version_max,
+                ..hello("")
+            };
             with_hello(hello, check_version)
         };
         assert_eq!(versions(1, 2), Ok(()));

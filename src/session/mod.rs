@@ -92,7 +92,12 @@ impl Session {
     /// A session whose first push is the entry after `cursor`.
     #[must_use]
     pub fn new(identity: Identity, cursor: Seq) -> Self {
-        Self { identity, window: Window::new(cursor), fetch: None, sends_in_flight: 0 }
+        Self {
+            identity,
+            window: Window::new(cursor),
+            fetch: None,
+            sends_in_flight: 0,
+        }
     }
 
     /// Where a session begins: after what the client says it has, else after the device's cursor;
@@ -111,13 +116,19 @@ impl Session {
 
     /// A Send is on its way to its shard.
     pub fn send_began(&mut self) {
-        assert!(self.may_send(), "a send was read beyond the session's limit");
+        assert!(
+            self.may_send(),
+            "a send was read beyond the session's limit"
+        );
         self.sends_in_flight += 1;
     }
 
     /// The answer to a Send is on its way to the client.
     pub fn send_ended(&mut self) {
-        assert!(self.sends_in_flight > 0, "an answer came to a session that asked nothing");
+        assert!(
+            self.sends_in_flight > 0,
+            "an answer came to a session that asked nothing"
+        );
         self.sends_in_flight -= 1;
     }
 
@@ -147,8 +158,16 @@ impl Session {
         if after.0 + 1 < oldest.0 {
             return Err(FetchRefusal::Expired { oldest });
         }
-        let left = if limit == 0 { FETCH_ENTRIES_MAX } else { limit.min(FETCH_ENTRIES_MAX) };
-        self.fetch = Some(Fetch { tag, last: after, left });
+        let left = if limit == 0 {
+            FETCH_ENTRIES_MAX
+        } else {
+            limit.min(FETCH_ENTRIES_MAX)
+        };
+        self.fetch = Some(Fetch {
+            tag,
+            last: after,
+            left,
+        });
         Ok(())
     }
 
@@ -167,7 +186,11 @@ impl Session {
             return Some(if left > 0 && last < head {
                 Next::Fetched(Seq(last.0 + 1), tag)
             } else {
-                Next::FetchEnd { tag, last, more: last < head }
+                Next::FetchEnd {
+                    tag,
+                    last,
+                    more: last < head,
+                }
             });
         }
         if self.identity.send_only || !self.window.is_open() || self.window.pushed() >= head {
@@ -232,7 +255,10 @@ mod tests {
     fn entries_are_pushed_in_order_without_a_gap_as_the_inbox_grows() {
         let mut session = session(false);
         assert_eq!(session.next(Seq(10)), None);
-        assert_eq!(drain(&mut session, Seq(12)), [Next::Push(Seq(11)), Next::Push(Seq(12))]);
+        assert_eq!(
+            drain(&mut session, Seq(12)),
+            [Next::Push(Seq(11)), Next::Push(Seq(12))]
+        );
         assert_eq!(drain(&mut session, Seq(13)), [Next::Push(Seq(13))]);
     }
 
@@ -240,9 +266,16 @@ mod tests {
     fn a_fetch_is_answered_beside_the_push_and_ends_with_where_to_go_on() {
         let mut session = session(false);
         session.fetch(9, Seq(3), 2, Seq(1)).unwrap();
-        assert_eq!(session.fetch(10, Seq(3), 2, Seq(1)), Err(FetchRefusal::Busy));
+        assert_eq!(
+            session.fetch(10, Seq(3), 2, Seq(1)),
+            Err(FetchRefusal::Busy)
+        );
         let all = drain(&mut session, Seq(11));
-        let end = Next::FetchEnd { tag: 9, last: Seq(5), more: true };
+        let end = Next::FetchEnd {
+            tag: 9,
+            last: Seq(5),
+            more: true,
+        };
         let expected = [Next::Fetched(Seq(4), 9), Next::Fetched(Seq(5), 9), end];
         assert_eq!(all[..3], expected);
         assert_eq!(all[3..], [Next::Push(Seq(11))]);
@@ -252,7 +285,11 @@ mod tests {
     fn a_fetch_at_the_end_of_the_inbox_is_answered_by_its_end_alone() {
         let mut session = session(false);
         session.fetch(9, Seq(10), 0, Seq(1)).unwrap();
-        let end = Next::FetchEnd { tag: 9, last: Seq(10), more: false };
+        let end = Next::FetchEnd {
+            tag: 9,
+            last: Seq(10),
+            more: false,
+        };
         assert_eq!(drain(&mut session, Seq(10)), [end]);
     }
 

@@ -27,7 +27,13 @@ impl Window {
     /// An empty window after `cursor`.
     #[must_use]
     pub fn new(cursor: Seq) -> Self {
-        Self { acknowledged: cursor, pushed: cursor, mark: cursor, older_bytes: 0, newer_bytes: 0 }
+        Self {
+            acknowledged: cursor,
+            pushed: cursor,
+            mark: cursor,
+            older_bytes: 0,
+            newer_bytes: 0,
+        }
     }
 
     /// The last acknowledged entry.

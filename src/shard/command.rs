@@ -74,7 +74,9 @@ pub enum Command<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum CommandError {
     /// Fewer bytes than the lengths inside say, or more.
-    #[error("a command of {len} bytes contradicts the lengths in it; was the log written by another version?")]
+    #[error(
+        "a command of {len} bytes contradicts the lengths in it; was the log written by another version?"
+    )]
     Length {
         /// Bytes found.
         len: usize,
@@ -148,17 +150,37 @@ pub fn decode(bytes: &[u8]) -> Result<Command<'_>, CommandError> {
             let id = MessageId(rest.array()?);
             let (to, from, device) = (rest.text(a)?, rest.text(b)?, rest.text(c)?);
             let body = rest.take(body_len as usize)?;
-            Command::Append(Append { to, from, device, epoch, n, time_ms, id, body })
+            Command::Append(Append {
+                to,
+                from,
+                device,
+                epoch,
+                n,
+                time_ms,
+                id,
+                body,
+            })
         }
-        KIND_REGISTER => Command::Register { user: rest.text(a)?, device: rest.text(b)? },
+        KIND_REGISTER => Command::Register {
+            user: rest.text(a)?,
+            device: rest.text(b)?,
+        },
         KIND_CURSOR => {
             let _reserved: [u8; 4] = rest.array()?;
             let seq = Seq(u64::from_le_bytes(rest.array()?));
-            Command::Cursor { user: rest.text(a)?, device: rest.text(b)?, seq }
+            Command::Cursor {
+                user: rest.text(a)?,
+                device: rest.text(b)?,
+                seq,
+            }
         }
         kind => return Err(CommandError::Kind { kind }),
     };
-    if rest.at == bytes.len() { Ok(command) } else { Err(CommandError::Length { len: bytes.len() }) }
+    if rest.at == bytes.len() {
+        Ok(command)
+    } else {
+        Err(CommandError::Length { len: bytes.len() })
+    }
 }
 
 struct Reader<'a> {
@@ -168,14 +190,22 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], CommandError> {
-        let error = CommandError::Length { len: self.bytes.len() };
-        let taken = self.bytes.get(self.at..).and_then(|rest| rest.get(..len)).ok_or(error)?;
+        let error = CommandError::Length {
+            len: self.bytes.len(),
+        };
+        let taken = self
+            .bytes
+            .get(self.at..)
+            .and_then(|rest| rest.get(..len))
+            .ok_or(error)?;
         self.at += len;
         Ok(taken)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], CommandError> {
-        let error = CommandError::Length { len: self.bytes.len() };
+        let error = CommandError::Length {
+            len: self.bytes.len(),
+        };
         self.take(N)?.try_into().map_err(|_| error)
     }
 
@@ -184,15 +214,27 @@ impl<'a> Reader<'a> {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "ids are bounded below 256 bytes at the edge")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "ids are bounded below 256 bytes at the edge"
+)]
 fn len_u8(text: &str) -> u8 {
-    assert!(text.len() <= usize::from(u8::MAX), "an unchecked id reached the shard");
+    assert!(
+        text.len() <= usize::from(u8::MAX),
+        "an unchecked id reached the shard"
+    );
     text.len() as u8
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "bodies are bounded at 64 KiB at the edge")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "bodies are bounded at 64 KiB at the edge"
+)]
 fn len_u32(body: &[u8]) -> u32 {
-    assert!(body.len() <= iris_proto::limits::BODY_BYTES_MAX, "an unchecked body reached the shard");
+    assert!(
+        body.len() <= iris_proto::limits::BODY_BYTES_MAX,
+        "an unchecked body reached the shard"
+    );
     body.len() as u32
 }
 
@@ -218,8 +260,15 @@ mod tests {
                 id: MessageId([0xab; 16]),
                 body: b"hello",
             }),
-            Command::Register { user: "ann", device: "phone" },
-            Command::Cursor { user: "ann", device: "phone", seq: Seq(77) },
+            Command::Register {
+                user: "ann",
+                device: "phone",
+            },
+            Command::Cursor {
+                user: "ann",
+                device: "phone",
+                seq: Seq(77),
+            },
         ]
     }
 
@@ -247,6 +296,9 @@ mod tests {
 
     #[test]
     fn a_kind_of_a_newer_version_is_named() {
-        assert_eq!(decode(&[200, 0, 0, 0]), Err(CommandError::Kind { kind: 200 }));
+        assert_eq!(
+            decode(&[200, 0, 0, 0]),
+            Err(CommandError::Kind { kind: 200 })
+        );
     }
 }

@@ -146,7 +146,9 @@ pub enum Effect {
 #[derive(Debug, Error)]
 pub enum ApplyError {
     /// The entry is not the next one.
-    #[error("shard {shard} has applied entry {applied} and met entry {index}; restore the log from a backup")]
+    #[error(
+        "shard {shard} has applied entry {applied} and met entry {index}; restore the log from a backup"
+    )]
     Order {
         /// The shard.
         shard: u16,
@@ -282,10 +284,20 @@ impl Shard {
     /// Unix epoch.
     pub fn step(&mut self, now_ms: u64, input: Input<'_>, effects: &mut Vec<Effect>) {
         match input {
-            Input::Append { to, command, room, reply } => {
+            Input::Append {
+                to,
+                command,
+                room,
+                reply,
+            } => {
                 self.append(now_ms, to, command, room, reply, effects);
             }
-            Input::Register { hash, user, device, reply } => {
+            Input::Register {
+                hash,
+                user,
+                device,
+                reply,
+            } => {
                 self.register(now_ms, hash, user, device, reply, effects);
             }
             Input::Acknowledge { user, device, seq } => {
@@ -350,10 +362,15 @@ impl Shard {
         let pair = self.fingerprint(&append);
         let n = append.n;
         let accepted = self.pairs.last(pair);
-        let proposed = self.streams.get(&pair).map_or(accepted, |underway| underway.last);
+        let proposed = self
+            .streams
+            .get(&pair)
+            .map_or(accepted, |underway| underway.last);
         let refused = |refusal| Effect::Refused { reply, refusal };
         let answer = if n.0 == 0 || n.0 > proposed.0 + 1 || n.0 > pairs::SEND_NUMBER_MAX {
-            refused(Refusal::Gap { expected: SendNumber(proposed.0 + 1) })
+            refused(Refusal::Gap {
+                expected: SendNumber(proposed.0 + 1),
+            })
         } else if n <= proposed {
             Effect::Accepted { reply, n }
         } else if !room {
@@ -378,14 +395,20 @@ impl Shard {
     }
 
     fn inbox_is_full(&self, user: &str, hash: UserHash) -> bool {
-        let stored =
-            self.users.find(user, hash).map_or(0, |slot| self.users.get(slot).pending());
+        let stored = self
+            .users
+            .find(user, hash)
+            .map_or(0, |slot| self.users.get(slot).pending());
         let coming = self.appending.get(&hash).copied().unwrap_or(0);
         stored + coming >= self.inbox_entries_max
     }
 
     fn batch_mut(&mut self, index: u64) -> &mut Batch {
-        let batch = self.taken.iter_mut().chain(&mut self.open).find(|batch| batch.index == index);
+        let batch = self
+            .taken
+            .iter_mut()
+            .chain(&mut self.open)
+            .find(|batch| batch.index == index);
         let Some(batch) = batch else {
             unreachable!("a stream is under way in a batch that is neither open nor taken");
         };
@@ -419,13 +442,19 @@ impl Shard {
 
     /// Puts a command into the open batch, or into a new one, and returns the batch's index.
     fn propose(&mut self, now_ms: u64, reply: Option<ReplyTo>, command: &[u8]) -> u64 {
-        if self.open.back().is_none_or(|batch| batch.payload.len() >= BATCH_BYTES_MAX) {
+        if self
+            .open
+            .back()
+            .is_none_or(|batch| batch.payload.len() >= BATCH_BYTES_MAX)
+        {
             let mut batch = self.spare.pop().unwrap_or_default();
             batch.index = self.applied + (self.taken.len() + self.open.len()) as u64 + 1;
             batch.time_ms = now_ms;
             self.open.push_back(batch);
         }
-        let Some(batch) = self.open.back_mut() else { unreachable!("a batch was just opened") };
+        let Some(batch) = self.open.back_mut() else {
+            unreachable!("a batch was just opened")
+        };
         item_encode_into(&mut batch.payload, command);
         batch.replies.push(reply);
         batch.index
@@ -462,13 +491,23 @@ impl Shard {
     ) -> Result<(), ApplyError> {
         let (shard, index) = (self.id.0, entry.index);
         if index != self.applied + 1 {
-            return Err(ApplyError::Order { shard, applied: self.applied, index });
+            return Err(ApplyError::Order {
+                shard,
+                applied: self.applied,
+                index,
+            });
         }
         for (number, item) in items(entry.payload).enumerate() {
-            let (offset, bytes) =
-                item.map_err(|source| ApplyError::Item { shard, index, source })?;
-            let command = command::decode(bytes)
-                .map_err(|source| ApplyError::Command { shard, index, source })?;
+            let (offset, bytes) = item.map_err(|source| ApplyError::Item {
+                shard,
+                index,
+                source,
+            })?;
+            let command = command::decode(bytes).map_err(|source| ApplyError::Command {
+                shard,
+                index,
+                source,
+            })?;
             let reply = replies.get(number).copied().flatten();
             match command {
                 Command::Append(append) => {
@@ -512,7 +551,10 @@ impl Shard {
                 Effect::Accepted { reply, n: append.n }
             } else {
                 let expected = SendNumber(last.0 + 1);
-                Effect::Refused { reply, refusal: Refusal::Gap { expected } }
+                Effect::Refused {
+                    reply,
+                    refusal: Refusal::Gap { expected },
+                }
             });
         }
     }
@@ -528,12 +570,19 @@ impl Shard {
         let known = self.users.get_mut(slot).register(device);
         effects.extend(reply.map(|reply| match known {
             true => Effect::Registered { reply },
-            false => Effect::Refused { reply, refusal: Refusal::TooManyDevices },
+            false => Effect::Refused {
+                reply,
+                refusal: Refusal::TooManyDevices,
+            },
         }));
     }
 
     fn forget_underway(&mut self, pair: Fingerprint, to: UserHash, index: u64) {
-        if self.streams.get(&pair).is_some_and(|underway| underway.index == index) {
+        if self
+            .streams
+            .get(&pair)
+            .is_some_and(|underway| underway.index == index)
+        {
             self.streams.remove(&pair);
         }
         if let Some(coming) = self.appending.get_mut(&to) {
@@ -545,7 +594,13 @@ impl Shard {
     }
 
     fn fingerprint(&self, append: &Append<'_>) -> Fingerprint {
-        Fingerprint::of(self.key, append.from, append.device, append.epoch, append.to)
+        Fingerprint::of(
+            self.key,
+            append.from,
+            append.device,
+            append.epoch,
+            append.to,
+        )
     }
 
     /// The whole state as bytes: equal exactly when two shards would answer everything alike.

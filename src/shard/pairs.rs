@@ -42,7 +42,10 @@ pub struct Fingerprint {
 impl Fingerprint {
     /// The fingerprint of a pair under the data directory's key.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "96 of 128 bits are kept on purpose")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "96 of 128 bits are kept on purpose"
+    )]
     pub fn of(key: HashKey, from: &str, device: &str, epoch: SendEpoch, to: &str) -> Self {
         let mut hasher = SipHasher13::new_with_key(&key.0);
         // Lengths first, so that no two different pairs feed the same bytes.
@@ -52,7 +55,10 @@ impl Fingerprint {
         hasher.write(device.as_bytes());
         hasher.write(to.as_bytes());
         let hash = hasher.finish128();
-        Self { high: hash.h1, low: (hash.h2 as u32).max(1) }
+        Self {
+            high: hash.h1,
+            low: (hash.h2 as u32).max(1),
+        }
     }
 
     /// 64 uniform bits of it, to key a map.
@@ -66,7 +72,10 @@ impl Fingerprint {
 type Slot = [u32; 5];
 const EMPTY: Slot = [0; 5];
 
-#[expect(clippy::cast_possible_truncation, reason = "splitting words is the purpose")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "splitting words is the purpose"
+)]
 fn slot_of(pair: Fingerprint, last: u64, day: u16) -> Slot {
     let value = (u64::from(day) << 48) | last;
     [
@@ -79,14 +88,16 @@ fn slot_of(pair: Fingerprint, last: u64, day: u16) -> Slot {
 }
 
 fn pair_of(slot: &Slot) -> Fingerprint {
-    Fingerprint { high: (u64::from(slot[0]) << 32) | u64::from(slot[1]), low: slot[2] }
+    Fingerprint {
+        high: (u64::from(slot[0]) << 32) | u64::from(slot[1]),
+        low: slot[2],
+    }
 }
 
 fn last_of(slot: &Slot) -> u64 {
     ((u64::from(slot[3]) << 32) | u64::from(slot[4])) & SEND_NUMBER_MAX
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "16 bits are left after the shift")]
 fn day_of(slot: &Slot) -> u16 {
     (slot[3] >> 16) as u16
 }
@@ -130,7 +141,10 @@ impl Pairs {
 
     /// Remembers `last` as the last number of a pair, on `day` (days since the Unix epoch).
     pub fn set(&mut self, pair: Fingerprint, last: SendNumber, day: u16) {
-        assert!(last.0 > 0 && last.0 <= SEND_NUMBER_MAX, "a number outside 1 to 2^48-1 was accepted");
+        assert!(
+            last.0 > 0 && last.0 <= SEND_NUMBER_MAX,
+            "a number outside 1 to 2^48-1 was accepted"
+        );
         let slot = slot_of(pair, last.0, day);
         match self.find(pair) {
             Ok(at) => self.slots[at] = slot,
@@ -156,7 +170,10 @@ impl Pairs {
         }
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "the product's high half is below `homes`")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the product's high half is below `homes`"
+    )]
     fn home(&self, pair: Fingerprint) -> usize {
         ((u128::from(pair.high) * self.homes as u128) >> 64) as usize
     }
@@ -194,7 +211,11 @@ impl Pairs {
     /// Makes room for one more: by forgetting idle pairs where that helps, by growing else.
     fn grow(&mut self, day: u16) {
         let live = |slot: &Slot| day.saturating_sub(day_of(slot)) <= PAIR_IDLE_DAYS;
-        let kept = self.slots.iter().filter(|slot| **slot != EMPTY && live(slot)).count();
+        let kept = self
+            .slots
+            .iter()
+            .filter(|slot| **slot != EMPTY && live(slot))
+            .count();
         let homes = ((kept + 1) * 7 / 6).max(PAIRS_MIN); // filled to 6/7, and to 9/10 before the next
         self.rebuild(homes, Some(day));
     }
@@ -205,7 +226,8 @@ impl Pairs {
         self.slots = Vec::with_capacity(homes + TAIL_SLOTS);
         self.len = 0;
         for slot in old {
-            let idle = forget_on.is_some_and(|day| day.saturating_sub(day_of(&slot)) > PAIR_IDLE_DAYS);
+            let idle =
+                forget_on.is_some_and(|day| day.saturating_sub(day_of(&slot)) > PAIR_IDLE_DAYS);
             if slot == EMPTY || idle {
                 continue;
             }
@@ -267,11 +289,17 @@ mod tests {
         for i in 1_000..2_500 {
             pairs.set(pair(i), SendNumber(6), 107);
         }
-        assert_eq!((0..1_000).filter(|i| pairs.last(pair(*i)).0 == 5).count(), 1_000);
+        assert_eq!(
+            (0..1_000).filter(|i| pairs.last(pair(*i)).0 == 5).count(),
+            1_000
+        );
         for i in 2_500..5_000 {
             pairs.set(pair(i), SendNumber(7), 108);
         }
-        assert_eq!((0..1_000).filter(|i| pairs.last(pair(*i)).0 != 0).count(), 0);
+        assert_eq!(
+            (0..1_000).filter(|i| pairs.last(pair(*i)).0 != 0).count(),
+            0
+        );
         assert!((1_000..2_500).all(|i| pairs.last(pair(i)).0 == 6));
     }
 

@@ -17,13 +17,23 @@ struct World {
 }
 
 fn reply(tag: u64) -> ReplyTo {
-    ReplyTo { core: CoreId(0), slot: 1, generation: 1, tag }
+    ReplyTo {
+        core: CoreId(0),
+        slot: 1,
+        generation: 1,
+        tag,
+    }
 }
 
 impl World {
     fn new(inbox_entries_max: u64) -> Self {
         let shard = Shard::new(ShardId(0), KEY, inbox_entries_max);
-        Self { shard, log: Vec::new(), effects: Vec::new(), room: true }
+        Self {
+            shard,
+            log: Vec::new(),
+            effects: Vec::new(),
+            room: true,
+        }
     }
 
     fn send(&mut self, from: &str, to: &str, n: u64, tag: u64) {
@@ -40,30 +50,49 @@ impl World {
         let mut command = Vec::new();
         append.encode(&mut command);
         let to = user_hash(KEY, to);
-        let input = Input::Append { to, command: &command, room: self.room, reply: reply(tag) };
+        let input = Input::Append {
+            to,
+            command: &command,
+            room: self.room,
+            reply: reply(tag),
+        };
         self.shard.step(1_000, input, &mut self.effects);
     }
 
     fn register(&mut self, user: &str, device: &str, tag: u64) {
         let hash = user_hash(KEY, user);
-        let input = Input::Register { hash, user, device, reply: reply(tag) };
+        let input = Input::Register {
+            hash,
+            user,
+            device,
+            reply: reply(tag),
+        };
         self.shard.step(1_000, input, &mut self.effects);
     }
 
     fn acknowledge(&mut self, user: &str, device: &str, seq: u64) {
-        let input = Input::Acknowledge { user, device, seq: Seq(seq) };
+        let input = Input::Acknowledge {
+            user,
+            device,
+            seq: Seq(seq),
+        };
         self.shard.step(1_000, input, &mut self.effects);
     }
 
     /// Writes the next batch; false when there is none.
     fn write(&mut self) -> bool {
-        let Some(batch) = self.shard.take() else { return false };
-        self.log.push((batch.index(), batch.time_ms(), batch.payload().to_vec()));
+        let Some(batch) = self.shard.take() else {
+            return false;
+        };
+        self.log
+            .push((batch.index(), batch.time_ms(), batch.payload().to_vec()));
         true
     }
 
     fn commit(&mut self, nth: usize) {
-        let input = Input::Committed { position: nth as u64 * LOG_STRIDE };
+        let input = Input::Committed {
+            position: nth as u64 * LOG_STRIDE,
+        };
         self.shard.step(1_000, input, &mut self.effects);
     }
 
@@ -88,7 +117,13 @@ impl World {
         let mut again = Self::new(self.shard.inbox_entries_max);
         for (nth, (index, time_ms, payload)) in self.log.iter().take(entries).enumerate() {
             let position = nth as u64 * LOG_STRIDE;
-            let entry = Entry { index: *index, term: 1, time_ms: *time_ms, payload, position };
+            let entry = Entry {
+                index: *index,
+                term: 1,
+                time_ms: *time_ms,
+                payload,
+                position,
+            };
             again.shard.apply(&entry, &[], &mut again.effects).unwrap();
         }
         again.state()
@@ -96,21 +131,31 @@ impl World {
 
     fn head(&self, user: &str) -> u64 {
         let users = self.shard.users();
-        users.find(user, user_hash(KEY, user)).map_or(0, |slot| users.get(slot).head().0)
+        users
+            .find(user, user_hash(KEY, user))
+            .map_or(0, |slot| users.get(slot).head().0)
     }
 }
 
 fn accepted(tag: u64, n: u64) -> Effect {
-    Effect::Accepted { reply: reply(tag), n: SendNumber(n) }
+    Effect::Accepted {
+        reply: reply(tag),
+        n: SendNumber(n),
+    }
 }
 
 fn gap(tag: u64, expected: u64) -> Effect {
     let expected = SendNumber(expected);
-    Effect::Refused { reply: reply(tag), refusal: Refusal::Gap { expected } }
+    Effect::Refused {
+        reply: reply(tag),
+        refusal: Refusal::Gap { expected },
+    }
 }
 
 fn grown(slot: u32) -> Effect {
-    Effect::Grown { user: UserSlot(slot) }
+    Effect::Grown {
+        user: UserSlot(slot),
+    }
 }
 
 /// R: B-1, B-2
@@ -151,7 +196,10 @@ fn a_send_repeated_while_it_is_under_way_is_accepted_only_when_it_is_durable() {
     assert_eq!(world.effects(), []);
     assert!(!world.write());
     world.commit(0);
-    assert_eq!(world.effects(), [accepted(10, 1), grown(0), accepted(11, 1), accepted(12, 1)]);
+    assert_eq!(
+        world.effects(),
+        [accepted(10, 1), grown(0), accepted(11, 1), accepted(12, 1)]
+    );
     assert_eq!(world.head("ben"), 1);
 }
 
@@ -166,7 +214,10 @@ fn a_skipped_number_is_refused_with_the_number_expected() {
     world.send("ann", "ben", 0, 13);
     assert_eq!(world.effects(), [], "answers keep the order of the sends");
     world.write_and_commit();
-    assert_eq!(world.effects(), [accepted(11, 1), grown(0), gap(12, 2), gap(13, 2)]);
+    assert_eq!(
+        world.effects(),
+        [accepted(11, 1), grown(0), gap(12, 2), gap(13, 2)]
+    );
     assert_eq!(world.head("ben"), 1);
 }
 
@@ -178,10 +229,13 @@ fn numbers_of_different_streams_do_not_touch_each_other() {
         world.send(from, to, 1, tag);
     }
     world.write_and_commit();
-    let accepted_tags = world.effects().into_iter().filter_map(|effect| match effect {
-        Effect::Accepted { reply, .. } => Some(reply.tag),
-        _ => None,
-    });
+    let accepted_tags = world
+        .effects()
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Accepted { reply, .. } => Some(reply.tag),
+            _ => None,
+        });
     assert_eq!(accepted_tags.collect::<Vec<_>>(), [1, 2, 3]);
     assert_eq!((world.head("ben"), world.head("cat")), (1, 2));
 }
@@ -193,11 +247,21 @@ fn a_full_inbox_refuses_and_takes_again_what_was_refused_once_it_is_acknowledged
     world.register("ben", "phone", 1);
     (1..=3).for_each(|n| world.send("ann", "ben", n, n));
     world.send("ann", "ben", 4, 4);
-    let full = Effect::Refused { reply: reply(4), refusal: Refusal::InboxFull };
+    let full = Effect::Refused {
+        reply: reply(4),
+        refusal: Refusal::InboxFull,
+    };
     world.write_and_commit();
-    assert_eq!(world.effects().last(), Some(&full), "what was under way counted");
+    assert_eq!(
+        world.effects().last(),
+        Some(&full),
+        "what was under way counted"
+    );
     world.send("ann", "ben", 4, 5);
-    let full = Effect::Refused { reply: reply(5), refusal: Refusal::InboxFull };
+    let full = Effect::Refused {
+        reply: reply(5),
+        refusal: Refusal::InboxFull,
+    };
     assert_eq!(world.effects(), [full]);
     world.acknowledge("ben", "phone", 2);
     world.write_and_commit();
@@ -216,7 +280,10 @@ fn without_room_on_the_disk_new_sends_are_refused_and_repeated_ones_accepted() {
     world.room = false;
     world.send("ann", "ben", 1, 2);
     world.send("ann", "ben", 2, 3);
-    let full = Effect::Refused { reply: reply(3), refusal: Refusal::DiskFull };
+    let full = Effect::Refused {
+        reply: reply(3),
+        refusal: Refusal::DiskFull,
+    };
     assert_eq!(world.effects(), [accepted(2, 1), full]);
     assert!(!world.write());
 }
@@ -237,16 +304,40 @@ fn a_device_is_registered_once_it_is_durable_and_at_once_when_it_is_known() {
 #[test]
 fn an_entry_out_of_order_is_refused_on_replay() {
     let mut shard = Shard::new(ShardId(0), KEY, 100);
-    let entry = Entry { index: 2, term: 1, time_ms: 0, payload: &[], position: 0 };
+    let entry = Entry {
+        index: 2,
+        term: 1,
+        time_ms: 0,
+        payload: &[],
+        position: 0,
+    };
     let refused = shard.apply(&entry, &[], &mut Vec::new());
-    assert!(matches!(refused, Err(ApplyError::Order { applied: 0, index: 2, .. })));
+    assert!(matches!(
+        refused,
+        Err(ApplyError::Order {
+            applied: 0,
+            index: 2,
+            ..
+        })
+    ));
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    Send { from: usize, to: usize, ahead: u64 },
-    Register { user: usize, device: usize },
-    Acknowledge { user: usize, device: usize, seq: u64 },
+    Send {
+        from: usize,
+        to: usize,
+        ahead: u64,
+    },
+    Register {
+        user: usize,
+        device: usize,
+    },
+    Acknowledge {
+        user: usize,
+        device: usize,
+        seq: u64,
+    },
     Write,
     Commit,
 }

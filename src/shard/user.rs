@@ -56,7 +56,13 @@ pub struct User {
 
 impl User {
     fn new(name: &str, hash: UserHash) -> Self {
-        Self { name: name.into(), hash, oldest: 1, positions: VecDeque::new(), devices: Vec::new() }
+        Self {
+            name: name.into(),
+            hash,
+            oldest: 1,
+            positions: VecDeque::new(),
+            devices: Vec::new(),
+        }
     }
 
     /// The user's id.
@@ -80,7 +86,11 @@ impl User {
     /// The lowest cursor of the devices; zero while there is no device.
     #[must_use]
     pub fn floor(&self) -> Seq {
-        self.devices.iter().map(|device| device.cursor).min().unwrap_or_default()
+        self.devices
+            .iter()
+            .map(|device| device.cursor)
+            .min()
+            .unwrap_or_default()
     }
 
     /// Entries that some device has not acknowledged.
@@ -118,9 +128,16 @@ impl User {
         if self.devices.len() >= DEVICES_PER_USER_MAX {
             return false;
         }
-        let start = self.floor().0.min(self.head().0.saturating_sub(NEW_DEVICE_ENTRIES));
+        let start = self
+            .floor()
+            .0
+            .min(self.head().0.saturating_sub(NEW_DEVICE_ENTRIES));
         let cursor = Seq(start.max(self.oldest - 1));
-        self.devices.push(Device { name: name.into(), cursor, claimed: cursor });
+        self.devices.push(Device {
+            name: name.into(),
+            cursor,
+            claimed: cursor,
+        });
         true
     }
 
@@ -145,7 +162,10 @@ impl User {
             self.positions.drain(..leaving);
             self.oldest += leaving as u64;
         }
-        assert!(self.oldest <= self.floor().0 + 1, "an entry left that a device waits for");
+        assert!(
+            self.oldest <= self.floor().0 + 1,
+            "an entry left that a device waits for"
+        );
     }
 
     fn write_state(&self, out: &mut Vec<u8>) {
@@ -213,11 +233,15 @@ impl Users {
         if let Some(slot) = self.find(name, hash) {
             return slot;
         }
-        #[expect(clippy::expect_used, reason = "4 billion users of 150 bytes do not fit a machine")]
+        #[expect(
+            clippy::expect_used,
+            reason = "4 billion users of 150 bytes do not fit a machine"
+        )]
         let slot = u32::try_from(self.list.len()).expect("fewer than 2^32 users in one shard");
         self.list.push(User::new(name, hash));
         let list = &self.list;
-        self.by_name.insert_unique(hash.0, slot, |&slot| list[slot as usize].hash.0);
+        self.by_name
+            .insert_unique(hash.0, slot, |&slot| list[slot as usize].hash.0);
         UserSlot(slot)
     }
 
@@ -246,7 +270,10 @@ mod tests {
     fn entries_are_numbered_densely_from_one() {
         let mut user = user_with(0);
         assert_eq!(user.head(), Seq(0));
-        assert_eq!((1..=5).map(|i| user.append(i * 10).0).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        assert_eq!(
+            (1..=5).map(|i| user.append(i * 10).0).collect::<Vec<_>>(),
+            [1, 2, 3, 4, 5]
+        );
         assert_eq!(user.position(Seq(3)), Some(30));
         assert_eq!(user.position(Seq(0)), None);
         assert_eq!(user.position(Seq(6)), None);
@@ -257,7 +284,10 @@ mod tests {
     fn the_first_device_starts_before_everything_that_waited_for_it() {
         let mut user = user_with(5_000);
         assert!(user.register("phone"));
-        assert_eq!(user.device("phone").map(|device| device.cursor), Some(Seq(0)));
+        assert_eq!(
+            user.device("phone").map(|device| device.cursor),
+            Some(Seq(0))
+        );
     }
 
     /// R: B-6
@@ -267,12 +297,18 @@ mod tests {
         user.register("phone");
         user.acknowledge("phone", Seq(5_000));
         user.register("laptop");
-        assert_eq!(user.device("laptop").map(|device| device.cursor), Some(Seq(4_000)));
+        assert_eq!(
+            user.device("laptop").map(|device| device.cursor),
+            Some(Seq(4_000))
+        );
         let mut user = user_with(5_000);
         user.register("phone");
         user.acknowledge("phone", Seq(7));
         user.register("laptop");
-        assert_eq!(user.device("laptop").map(|device| device.cursor), Some(Seq(7)));
+        assert_eq!(
+            user.device("laptop").map(|device| device.cursor),
+            Some(Seq(7))
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! and repeat what they do not know the fate of, as a client library does; the moment of each kill
 //! comes from the printed seed.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use iris_proto::v2::server_frame::Frame as ServerFrame;
@@ -41,10 +41,12 @@ impl Sender {
             Some(client) => client,
             None => return,
         };
-        let mut asked: HashMap<u64, (usize, u64)> = HashMap::new();
+        let mut asked: BTreeMap<u64, (usize, u64)> = BTreeMap::new();
         for to in 0..RECIPIENTS {
             for n in self.accepted[to] + 1..=self.sent[to] {
-                let Ok(tag) = client.try_send(&recipient(to), n, &body(me, to, n)) else { return };
+                let Ok(tag) = client.try_send(&recipient(to), n, &body(me, to, n)) else {
+                    return;
+                };
                 asked.insert(tag, (to, n));
             }
         }
@@ -53,7 +55,9 @@ impl Sender {
                 let to = random.below(RECIPIENTS as u64) as usize;
                 self.sent[to] += 1;
                 let n = self.sent[to];
-                let Ok(tag) = client.try_send(&recipient(to), n, &body(me, to, n)) else { return };
+                let Ok(tag) = client.try_send(&recipient(to), n, &body(me, to, n)) else {
+                    return;
+                };
                 asked.insert(tag, (to, n));
             }
             match client.try_next() {
@@ -75,7 +79,10 @@ impl Sender {
 fn connect(server: &Server, user: &str) -> Option<Raw> {
     let identity = server.identity();
     let mut client = Raw::try_connect(server.address, &identity)?;
-    let hello = Hello { send_only: true, ..Hello::default() };
+    let hello = Hello {
+        send_only: true,
+        ..Hello::default()
+    };
     client.try_hello(&identity.token(user), &hello).ok()?;
     matches!(client.try_next(), Ok(ServerFrame::Welcome(_))).then_some(client)
 }
@@ -83,7 +90,10 @@ fn connect(server: &Server, user: &str) -> Option<Raw> {
 /// Reads a whole inbox from its first entry; every entry must be one that was sent, and each stream
 /// dense from 1. Returns the last number of each sender.
 fn read_inbox(server: &Server, to: usize) -> [u64; SENDERS] {
-    let hello = Hello { resume_after: Some(0), ..Hello::default() };
+    let hello = Hello {
+        resume_after: Some(0),
+        ..Hello::default()
+    };
     let (mut client, welcome) = Raw::login_with(server, &recipient(to), &hello);
     assert_eq!(welcome.cursor, welcome.oldest_seq - 1);
     let mut last = [0; SENDERS];
@@ -92,7 +102,11 @@ fn read_inbox(server: &Server, to: usize) -> [u64; SENDERS] {
         assert_eq!(entry.seq, seq);
         let sender: usize = entry.from.strip_prefix("sender-").unwrap().parse().unwrap();
         let n = last[sender] + 1;
-        assert_eq!(entry.body, body(sender, to, n), "seq {seq} of recipient {to}");
+        assert_eq!(
+            entry.body,
+            body(sender, to, n),
+            "seq {seq} of recipient {to}"
+        );
         last[sender] = n;
         if seq % 500 == 0 {
             client.ack(seq);
@@ -130,7 +144,7 @@ fn killed_under_load_again_and_again_nothing_accepted_is_lost_doubled_or_invente
         // Every tenth round, and the last, all inboxes are read from a restarted switch.
         if round % 10 == 9 || round + 1 == rounds {
             let server = Server::start(data.path());
-            for to in 0..RECIPIENTS {
+            for (to, seen) in read_seen.iter_mut().enumerate() {
                 let last = read_inbox(&server, to);
                 for (me, sender) in senders.iter().enumerate() {
                     let (accepted, sent) = (sender.accepted[to], sender.sent[to]);
@@ -139,8 +153,8 @@ fn killed_under_load_again_and_again_nothing_accepted_is_lost_doubled_or_invente
                         "round {round}: sender {me} to {to}: {accepted} accepted, {sent} sent, {} there",
                         last[me]
                     );
-                    assert!(read_seen[to][me] <= last[me], "an entry was seen and is gone");
-                    read_seen[to][me] = last[me];
+                    assert!(seen[me] <= last[me], "an entry was seen and is gone");
+                    seen[me] = last[me];
                 }
             }
             server.kill();

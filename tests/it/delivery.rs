@@ -8,7 +8,10 @@ use super::harness::{Server, Setup, all_cores, data_dir};
 use super::raw::{Hello, Raw};
 
 fn bodies(entries: &[v2::Entry]) -> Vec<String> {
-    entries.iter().map(|entry| String::from_utf8(entry.body.clone()).unwrap()).collect()
+    entries
+        .iter()
+        .map(|entry| String::from_utf8(entry.body.clone()).unwrap())
+        .collect()
 }
 
 /// Enough users that both cores have some, with a probability of 1 - 2⁻³⁰.
@@ -25,8 +28,14 @@ fn a_message_reaches_users_on_every_core_and_says_who_sent_it() {
         let mut client = Raw::login(&server, &user);
         ann.send_accepted(&user, 1, b"hello");
         let entry = client.entry();
-        assert_eq!((entry.seq, entry.from.as_str(), entry.from_device.as_str()), (1, "ann", "phone"));
-        assert_eq!((entry.body.as_slice(), entry.id.as_slice()), (&b"hello"[..], &[1; 16][..]));
+        assert_eq!(
+            (entry.seq, entry.from.as_str(), entry.from_device.as_str()),
+            (1, "ann", "phone")
+        );
+        assert_eq!(
+            (entry.body.as_slice(), entry.id.as_slice()),
+            (&b"hello"[..], &[1; 16][..])
+        );
         client.send_accepted("ann", 1, b"and back");
         let entry = ann.entry();
         assert_eq!((entry.seq, entry.from), (i as u64 + 1, user));
@@ -43,10 +52,16 @@ fn what_was_sent_while_a_user_was_away_comes_when_it_logs_in() {
         ann.send_accepted("ben", n, format!("message {n}").as_bytes());
     }
     let (mut ben, welcome) = Raw::login_with(&server, "ben", &Hello::default());
-    assert_eq!((welcome.head_seq, welcome.cursor, welcome.oldest_seq), (50, 0, 1));
+    assert_eq!(
+        (welcome.head_seq, welcome.cursor, welcome.oldest_seq),
+        (50, 0, 1)
+    );
     for n in 1..=50 {
         let entry = ben.entry();
-        assert_eq!((entry.seq, entry.body), (n, format!("message {n}").into_bytes()));
+        assert_eq!(
+            (entry.seq, entry.body),
+            (n, format!("message {n}").into_bytes())
+        );
     }
 }
 
@@ -66,10 +81,19 @@ fn a_device_goes_on_after_what_it_acknowledged_and_sees_the_rest_again() {
     drop(ben);
     let (mut ben, welcome) = Raw::login_with(&server, "ben", &Hello::default());
     assert_eq!(welcome.cursor, 6);
-    assert_eq!((7..=10).map(|_| ben.entry().seq).collect::<Vec<_>>(), [7, 8, 9, 10]);
-    let hello = Hello { resume_after: Some(2), ..Hello::default() };
+    assert_eq!(
+        (7..=10).map(|_| ben.entry().seq).collect::<Vec<_>>(),
+        [7, 8, 9, 10]
+    );
+    let hello = Hello {
+        resume_after: Some(2),
+        ..Hello::default()
+    };
     let (mut ben, welcome) = Raw::login_with(&server, "ben", &hello);
-    assert_eq!(welcome.cursor, 2, "a client that keeps its own position decides");
+    assert_eq!(
+        welcome.cursor, 2,
+        "a client that keeps its own position decides"
+    );
     assert_eq!(ben.entry().seq, 3);
 }
 
@@ -98,7 +122,10 @@ fn each_device_of_a_user_has_its_own_cursor() {
     let data = data_dir();
     let server = Server::start(data.path());
     let mut ann = Raw::login(&server, "ann");
-    let laptop_hello = Hello { device: "laptop", ..Hello::default() };
+    let laptop_hello = Hello {
+        device: "laptop",
+        ..Hello::default()
+    };
     let mut phone = Raw::login(&server, "ben");
     let (mut laptop, _) = Raw::login_with(&server, "ben", &laptop_hello);
     for n in 1..=5 {
@@ -143,11 +170,17 @@ fn a_skipped_number_is_refused_with_the_number_expected_and_nothing_is_stored() 
     let mut ann = Raw::login(&server, "ann");
     let tag = ann.send("ben", 3, b"too early");
     let (code, rejected) = ann.rejected();
-    assert_eq!((code, rejected.tag, rejected.expected), (RejectCode::Gap, tag, 1));
+    assert_eq!(
+        (code, rejected.tag, rejected.expected),
+        (RejectCode::Gap, tag, 1)
+    );
     ann.send_accepted("ben", 1, b"first");
     ann.send("ben", 3, b"too early");
     assert_eq!(ann.rejected().1.expected, 2);
-    let epoch = Hello { epoch: 2, ..Hello::default() };
+    let epoch = Hello {
+        epoch: 2,
+        ..Hello::default()
+    };
     let (mut ann, _) = Raw::login_with(&server, "ann", &epoch);
     ann.send("ben", 2, b"a new epoch starts at 1");
     assert_eq!(ann.rejected().1.expected, 1);
@@ -182,7 +215,7 @@ fn pipelined_sends_of_many_senders_to_many_recipients_stay_in_order_for_each_pai
     });
     for user in &recipients {
         let mut client = Raw::login(&server, user);
-        let mut last = std::collections::HashMap::new();
+        let mut last = std::collections::BTreeMap::new();
         for seq in 1..=EACH * SENDERS as u64 {
             let entry = client.entry();
             assert_eq!(entry.seq, seq);
@@ -201,10 +234,15 @@ fn pipelined_sends_of_many_senders_to_many_recipients_stay_in_order_for_each_pai
 fn the_same_data_is_served_by_another_number_of_cores() {
     let data = data_dir();
     let users: Vec<_> = (0..USERS).map(|i| format!("user-{i}")).collect();
-    let on = |count| Setup { cores: all_cores(count), ..Setup::default() };
+    let on = |count| Setup {
+        cores: all_cores(count),
+        ..Setup::default()
+    };
     let server = Server::start_with(data.path(), &on(2));
     let mut ann = Raw::login(&server, "ann");
-    users.iter().for_each(|user| ann.send_accepted(user, 1, b"on two cores"));
+    users
+        .iter()
+        .for_each(|user| ann.send_accepted(user, 1, b"on two cores"));
     assert!(server.stop().success());
     let server = Server::start_with(data.path(), &on(1));
     let mut ann = Raw::login(&server, "ann");
@@ -216,7 +254,10 @@ fn the_same_data_is_served_by_another_number_of_cores() {
     let server = Server::start_with(data.path(), &on(2));
     for user in &users {
         let mut client = Raw::login(&server, user);
-        assert_eq!(bodies(&[client.entry(), client.entry()]), ["on two cores", "on one core"]);
+        assert_eq!(
+            bodies(&[client.entry(), client.entry()]),
+            ["on two cores", "on one core"]
+        );
     }
 }
 
@@ -250,7 +291,13 @@ fn a_client_that_acknowledges_nothing_is_pushed_its_window_and_then_nothing() {
 fn a_full_inbox_refuses_with_its_code_and_keeps_what_it_has() {
     let data = data_dir();
     let environment = vec![("IRIS_LIMITS__INBOX_ENTRIES", "100".to_owned())];
-    let server = Server::start_with(data.path(), &Setup { environment, ..Setup::default() });
+    let server = Server::start_with(
+        data.path(),
+        &Setup {
+            environment,
+            ..Setup::default()
+        },
+    );
     let mut ann = Raw::login(&server, "ann");
     (1..=100).for_each(|n| ann.send_accepted("ben", n, b"x"));
     ann.send("ben", 101, b"one too many");
@@ -281,16 +328,32 @@ fn a_fetch_reads_a_range_beside_the_push_and_moves_no_cursor() {
     let mut ben = Raw::login(&server, "ben");
     (1..=20).for_each(|seq| assert_eq!(ben.entry().seq, seq));
     ben.ack(20);
-    ben.write(ClientFrame::Fetch(v2::Fetch { tag: 7, after: 4, limit: 3 }));
+    ben.write(ClientFrame::Fetch(v2::Fetch {
+        tag: 7,
+        after: 4,
+        limit: 3,
+    }));
     for seq in 5..=7 {
         let entry = ben.entry();
         assert_eq!((entry.seq, entry.fetch_tag), (seq, 7));
     }
-    let end = v2::Fetched { tag: 7, last: 7, more: true };
+    let end = v2::Fetched {
+        tag: 7,
+        last: 7,
+        more: true,
+    };
     assert_eq!(ben.next(), ServerFrame::Fetched(end));
-    ben.write(ClientFrame::Fetch(v2::Fetch { tag: 8, after: 18, limit: 0 }));
+    ben.write(ClientFrame::Fetch(v2::Fetch {
+        tag: 8,
+        after: 18,
+        limit: 0,
+    }));
     assert_eq!((ben.entry().seq, ben.entry().seq), (19, 20));
-    let end = v2::Fetched { tag: 8, last: 20, more: false };
+    let end = v2::Fetched {
+        tag: 8,
+        last: 20,
+        more: false,
+    };
     assert_eq!(ben.next(), ServerFrame::Fetched(end));
     assert_eq!(ben.until_pong(), []);
 }
@@ -299,13 +362,20 @@ fn a_fetch_reads_a_range_beside_the_push_and_moves_no_cursor() {
 fn a_session_that_only_sends_gets_no_entries_and_is_no_device() {
     let data = data_dir();
     let server = Server::start(data.path());
-    let hello = Hello { device: "sender", send_only: true, ..Hello::default() };
+    let hello = Hello {
+        device: "sender",
+        send_only: true,
+        ..Hello::default()
+    };
     let (mut ann, welcome) = Raw::login_with(&server, "ann", &hello);
     assert_eq!(welcome.capabilities, ["send-only"]);
     ann.send_accepted("ann", 1, b"to myself");
     assert_eq!(ann.until_pong(), []);
     let (mut phone, welcome) = Raw::login_with(&server, "ann", &Hello::default());
-    assert_eq!(welcome.cursor, 0, "the first device starts before everything");
+    assert_eq!(
+        welcome.cursor, 0,
+        "the first device starts before everything"
+    );
     assert_eq!(phone.entry().seq, 1);
 }
 

@@ -22,12 +22,17 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 fn neither_accepted_nor_an_entry_leaves_before_the_sync_has_completed() {
     let data = data_dir();
     dev::ensure(data.path()).unwrap();
-    let cores: Vec<usize> = all_cores(2).split(',').map(|core| core.parse().unwrap()).collect();
+    let cores: Vec<usize> = all_cores(2)
+        .split(',')
+        .map(|core| core.parse().unwrap())
+        .collect();
     let listen = "127.0.0.1:0".parse().unwrap();
     let config = Config::dev(data.path(), listen, Cores::List(cores.clone())).unwrap();
     let gate = Arc::new(SyncGate::default());
     let mut options = options(&config, cores).unwrap();
-    options.hooks = Hooks { sync_gate: Some(gate.clone()) };
+    options.hooks = Hooks {
+        sync_gate: Some(gate.clone()),
+    };
     let node = start(options).unwrap();
     let identity = Identity::of(data.path());
     let login = |user: &str| {
@@ -43,7 +48,9 @@ fn neither_accepted_nor_an_entry_leaves_before_the_sync_has_completed() {
     gate.close();
     let before = gate.held();
     let tag = ann.send("ben", 2, b"while it is closed");
-    wait_until("the sync of the message is held back", || gate.held() > before);
+    wait_until("the sync of the message is held back", || {
+        gate.held() > before
+    });
     // The bytes are in the file. Pongs prove that both sessions are served meanwhile.
     for _ in 0..50 {
         assert_eq!(ann.until_pong(), []);

@@ -35,21 +35,31 @@ pub struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { cores: all_cores(2), environment: Vec::new() }
+        Self {
+            cores: all_cores(2),
+            environment: Vec::new(),
+        }
     }
 }
 
 /// The first `count` processors that this process may use, as a list for `--cores`.
 pub fn all_cores(count: usize) -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("Cpus_allowed_list:"))
+        .unwrap();
     let mut cores = Vec::new();
     for range in line.split_whitespace().nth(1).unwrap().split(',') {
         let (from, to) = range.split_once('-').unwrap_or((range, range));
         cores.extend(from.parse::<usize>().unwrap()..=to.parse::<usize>().unwrap());
     }
     assert!(cores.len() >= count, "this test needs {count} processors");
-    cores[..count].iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+    cores[..count]
+        .iter()
+        .map(usize::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 /// A running switch. Killed when dropped.
@@ -67,22 +77,47 @@ impl Server {
 
     pub fn start_with(data: &Path, setup: &Setup) -> Self {
         let mut command = iris();
-        command.args(["serve", "--dev", "--listen", "127.0.0.1:0", "--cores", &setup.cores]);
-        command.arg("--data").arg(data).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.envs(setup.environment.iter().map(|(name, value)| (*name, value.as_str())));
+        command.args([
+            "serve",
+            "--dev",
+            "--listen",
+            "127.0.0.1:0",
+            "--cores",
+            &setup.cores,
+        ]);
+        command
+            .arg("--data")
+            .arg(data)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command.envs(
+            setup
+                .environment
+                .iter()
+                .map(|(name, value)| (*name, value.as_str())),
+        );
         let mut child = command.spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
         let Some(address) = line.trim().strip_prefix("iris is ready on ") else {
             let mut errors = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut errors).unwrap();
+            child
+                .stderr
+                .take()
+                .unwrap()
+                .read_to_string(&mut errors)
+                .unwrap();
             panic!("the switch did not start: {line}{errors}");
         };
         let address = address.parse().unwrap();
         drain(output);
         drain(child.stderr.take().unwrap());
-        Self { child, address, data: data.to_owned() }
+        Self {
+            child,
+            address,
+            data: data.to_owned(),
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -142,7 +177,10 @@ impl Identity {
         for certificate in CertificateDer::pem_file_iter(&files.ca).unwrap() {
             roots.add(certificate.unwrap()).unwrap();
         }
-        Self { roots: Arc::new(roots), key: files.signing_key().unwrap() }
+        Self {
+            roots: Arc::new(roots),
+            key: files.signing_key().unwrap(),
+        }
     }
 
     pub fn token(&self, user: &str) -> String {
@@ -175,16 +213,24 @@ pub fn mint_with(
 }
 
 pub fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs()
 }
 
 pub fn data_dir() -> TempDir {
-    tempfile::Builder::new().prefix("iris-it-").tempdir().unwrap()
+    tempfile::Builder::new()
+        .prefix("iris-it-")
+        .tempdir()
+        .unwrap()
 }
 
 /// A seed from the environment (`IRIS_TEST_SEED`), or a new one; printed, so that a failure repeats.
 pub fn seed() -> u64 {
-    let given = std::env::var("IRIS_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let given = std::env::var("IRIS_TEST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok());
     let seed = given.unwrap_or_else(|| now_s() ^ u64::from(std::process::id()) << 32);
     println!("IRIS_TEST_SEED={seed}");
     seed

@@ -11,12 +11,17 @@ const CYCLES: usize = 10_000;
 const GROWTH_KIB_MAX: u64 = 8 * 1024;
 
 fn descriptors(server: &Server) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+    std::fs::read_dir(format!("/proc/{}/fd", server.pid()))
+        .unwrap()
+        .count()
 }
 
 fn resident_kib(server: &Server) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("RssAnon:"))
+        .unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -25,7 +30,13 @@ fn resident_kib(server: &Server) -> u64 {
 fn ten_thousand_connections_that_end_in_the_middle_of_anything_leave_nothing_behind() {
     let data = data_dir();
     let environment = vec![("IRIS_LIMITS__HELLO_TIMEOUT_MS", "1000".to_owned())];
-    let server = Server::start_with(data.path(), &Setup { environment, ..Setup::default() });
+    let server = Server::start_with(
+        data.path(),
+        &Setup {
+            environment,
+            ..Setup::default()
+        },
+    );
     let identity = server.identity();
     let token = identity.token("ann");
     let mut watcher = Raw::login(&server, "watcher");
@@ -62,7 +73,13 @@ fn ten_thousand_connections_that_end_in_the_middle_of_anything_leave_nothing_beh
         watcher.until_pong();
     }
     let after = descriptors(&server);
-    assert!(after <= before + 2, "{before} descriptors before, {after} after");
+    assert!(
+        after <= before + 2,
+        "{before} descriptors before, {after} after"
+    );
     let grown = resident_kib(&server).saturating_sub(resident);
-    assert!(grown <= GROWTH_KIB_MAX, "{grown} KiB more than after the first thousand");
+    assert!(
+        grown <= GROWTH_KIB_MAX,
+        "{grown} KiB more than after the first thousand"
+    );
 }

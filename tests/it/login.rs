@@ -54,10 +54,22 @@ fn a_token_for_one_device_opens_no_session_of_another() {
     let data = data_dir();
     let server = Server::start(data.path());
     let token = server.identity().token_with("ann", Some("phone"), 60);
-    let laptop = Hello { device: "laptop", ..Hello::default() };
-    assert_eq!(refusal(&server, &token, &laptop), GoodbyeReason::DeviceMismatch);
+    let laptop = Hello {
+        device: "laptop",
+        ..Hello::default()
+    };
+    assert_eq!(
+        refusal(&server, &token, &laptop),
+        GoodbyeReason::DeviceMismatch
+    );
     let mut client = Raw::connect(server.address, &server.identity());
-    client.hello(&token, &Hello { device: "", ..Hello::default() });
+    client.hello(
+        &token,
+        &Hello {
+            device: "",
+            ..Hello::default()
+        },
+    );
     assert_eq!(client.welcome().device, "phone");
 }
 
@@ -66,7 +78,13 @@ fn a_token_for_one_device_opens_no_session_of_another() {
 fn a_session_ends_with_its_token() {
     let data = data_dir();
     let environment = vec![("IRIS_AUTH__LEEWAY_S", "0".to_owned())];
-    let server = Server::start_with(data.path(), &Setup { environment, ..Setup::default() });
+    let server = Server::start_with(
+        data.path(),
+        &Setup {
+            environment,
+            ..Setup::default()
+        },
+    );
     let identity = server.identity();
     let mut client = Raw::connect(server.address, &identity);
     client.hello(&identity.token_with("ann", None, 2), &Hello::default());
@@ -149,11 +167,24 @@ fn a_ninth_device_is_told_that_there_are_too_many() {
     let server = Server::start(data.path());
     for i in 0..8 {
         let device = format!("device-{i}");
-        Raw::login_with(&server, "ann", &Hello { device: &device, ..Hello::default() });
+        Raw::login_with(
+            &server,
+            "ann",
+            &Hello {
+                device: &device,
+                ..Hello::default()
+            },
+        );
     }
     let token = server.identity().token("ann");
-    let ninth = Hello { device: "device-8", ..Hello::default() };
-    assert_eq!(refusal(&server, &token, &ninth), GoodbyeReason::TooManyDevices);
+    let ninth = Hello {
+        device: "device-8",
+        ..Hello::default()
+    };
+    assert_eq!(
+        refusal(&server, &token, &ninth),
+        GoodbyeReason::TooManyDevices
+    );
 }
 
 /// R: A-5
@@ -161,9 +192,17 @@ fn a_ninth_device_is_told_that_there_are_too_many() {
 fn strangers_who_say_nothing_or_too_little_are_closed_at_the_deadline() {
     let data = data_dir();
     let environment = vec![("IRIS_LIMITS__HELLO_TIMEOUT_MS", "300".to_owned())];
-    let server = Server::start_with(data.path(), &Setup { environment, ..Setup::default() });
+    let server = Server::start_with(
+        data.path(),
+        &Setup {
+            environment,
+            ..Setup::default()
+        },
+    );
     let mut silent = TcpStream::connect(server.address).unwrap();
-    silent.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    silent
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     let mut dribbling = silent_after(&server, &[0x16, 0x03]);
     let mut half_hello = Raw::connect(server.address, &server.identity());
     half_hello.write_bytes(&[0, 0, 1, 0, 10]);
@@ -176,7 +215,9 @@ fn strangers_who_say_nothing_or_too_little_are_closed_at_the_deadline() {
 
 fn silent_after(server: &Server, bytes: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(server.address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     stream.write_all(bytes).unwrap();
     stream
 }
@@ -187,7 +228,11 @@ fn plaintext_and_other_protocols_get_nowhere_and_hurt_nobody() {
     let data = data_dir();
     let server = Server::start(data.path());
     let mut ann = Raw::login(&server, "ann");
-    for bytes in [&b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..], &[0; 100], &[0xff; 5_000]] {
+    for bytes in [
+        &b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"[..],
+        &[0; 100],
+        &[0xff; 5_000],
+    ] {
         let mut rest = Vec::new();
         // An alert or nothing, and then the end; a reset is an end, too.
         let _ = silent_after(&server, bytes).read_to_end(&mut rest);

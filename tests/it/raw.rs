@@ -38,7 +38,12 @@ pub struct Hello<'a> {
 
 impl Default for Hello<'_> {
     fn default() -> Self {
-        Self { device: "phone", epoch: 1, resume_after: None, send_only: false }
+        Self {
+            device: "phone",
+            epoch: 1,
+            resume_after: None,
+            send_only: false,
+        }
     }
 }
 
@@ -68,7 +73,12 @@ impl Raw {
         let name = "localhost".try_into().unwrap();
         let tls = ClientConnection::new(config(identity), name).unwrap();
         let stream = StreamOwned::new(tls, socket);
-        Some(Self { stream, received: Vec::new(), frames: VecDeque::new(), tag: 0 })
+        Some(Self {
+            stream,
+            received: Vec::new(),
+            frames: VecDeque::new(),
+            tag: 0,
+        })
     }
 
     /// Connects and logs in as `user` on device `phone`.
@@ -157,7 +167,8 @@ impl Raw {
 
     /// The next frame of any kind.
     pub fn next(&mut self) -> ServerFrame {
-        self.try_next().unwrap_or_else(|why| panic!("a frame was due: {why}"))
+        self.try_next()
+            .unwrap_or_else(|why| panic!("a frame was due: {why}"))
     }
 
     /// The next frame; an error at the end of the connection or of patience.
@@ -175,7 +186,9 @@ impl Raw {
             let mut at = 0;
             while let Some(head) = self.received.get(at..at + 4) {
                 let len = u32::from_be_bytes(head.try_into().unwrap()) as usize;
-                let Some(frame) = self.received.get(at + 4..at + 4 + len) else { break };
+                let Some(frame) = self.received.get(at + 4..at + 4 + len) else {
+                    break;
+                };
                 let frame = v2::ServerFrame::decode(frame).unwrap().frame.unwrap();
                 self.frames.push_back(frame);
                 at += 4 + len;

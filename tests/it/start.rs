@@ -8,7 +8,14 @@ use super::harness::{Server, all_cores, data_dir, iris};
 
 fn serve(data: &Path) -> Command {
     let mut command = iris();
-    command.args(["serve", "--dev", "--listen", "127.0.0.1:0", "--log-level", "off"]);
+    command.args([
+        "serve",
+        "--dev",
+        "--listen",
+        "127.0.0.1:0",
+        "--log-level",
+        "off",
+    ]);
     command.arg("--data").arg(data);
     command
 }
@@ -17,7 +24,11 @@ fn serve(data: &Path) -> Command {
 fn fails(command: &mut Command) -> (i32, String) {
     let output = command.output().unwrap();
     let line = String::from_utf8(output.stderr).unwrap();
-    assert!(output.stdout.is_empty(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert!(
+        output.stdout.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
     (output.status.code().unwrap(), line)
 }
 
@@ -33,7 +44,10 @@ fn a_data_directory_in_use_is_refused_with_the_process_that_has_it() {
     let server = Server::start(data.path());
     let (code, line) = fails(&mut serve(data.path()));
     assert_eq!(code, 1);
-    assert!(one_line(&line).contains(&server.pid().to_string()), "{line}");
+    assert!(
+        one_line(&line).contains(&server.pid().to_string()),
+        "{line}"
+    );
 }
 
 /// R: D-3
@@ -44,7 +58,10 @@ fn a_directory_with_something_else_in_it_is_refused_and_untouched() {
     let (code, line) = fails(&mut serve(data.path()));
     assert_eq!(code, 1, "{line}");
     one_line(&line);
-    assert_eq!(std::fs::read_to_string(data.path().join("precious.txt")).unwrap(), "mine");
+    assert_eq!(
+        std::fs::read_to_string(data.path().join("precious.txt")).unwrap(),
+        "mine"
+    );
 }
 
 /// R: D-3
@@ -55,7 +72,11 @@ fn a_data_directory_of_another_version_is_refused() {
     for name in ["SUPER.a", "SUPER.b"] {
         let path = data.path().join(name);
         if let Ok(mut bytes) = std::fs::read(&path) {
-            bytes.iter_mut().skip(8).take(4).for_each(|byte| *byte = 0xee);
+            bytes
+                .iter_mut()
+                .skip(8)
+                .take(4)
+                .for_each(|byte| *byte = 0xee);
             std::fs::write(&path, bytes).unwrap();
         }
     }
@@ -86,7 +107,10 @@ fn a_port_that_another_switch_listens_on_is_refused() {
     command.args(["serve", "--dev", "--listen", &address, "--log-level", "off"]);
     let (code, line) = fails(command.arg("--data").arg(second.path()));
     assert_eq!(code, 1);
-    assert!(one_line(&line).contains(&server.address.port().to_string()), "{line}");
+    assert!(
+        one_line(&line).contains(&server.address.port().to_string()),
+        "{line}"
+    );
 }
 
 #[test]
@@ -101,7 +125,11 @@ fn processors_that_are_not_there_are_refused() {
 fn wrong_usage_has_exit_code_2() {
     assert_eq!(fails(iris().args(["serve", "--no-such-flag"])).0, 2);
     assert_eq!(fails(&mut iris()).0, 2);
-    assert_eq!(fails(iris().arg("serve")).0, 2, "neither --dev nor --config");
+    assert_eq!(
+        fails(iris().arg("serve")).0,
+        2,
+        "neither --dev nor --config"
+    );
 }
 
 /// R: E-5
@@ -112,7 +140,10 @@ fn an_unknown_key_is_named_with_its_line_and_column() {
     std::fs::write(&path, "[server]\nlisten = \"127.0.0.1:0\"\n  lissten = 1\n").unwrap();
     let (code, line) = fails(iris().arg("serve").arg("--config").arg(&path));
     assert_eq!(code, 1);
-    assert!(one_line(&line).contains(":3:3") && line.contains("lissten"), "{line}");
+    assert!(
+        one_line(&line).contains(":3:3") && line.contains("lissten"),
+        "{line}"
+    );
 }
 
 /// R: E-4
@@ -142,6 +173,14 @@ fn a_configuration_file_runs_a_switch_with_keys_and_certificate_of_its_own() {
     );
     let path = data.path().join("dev").join("iris.toml");
     std::fs::write(&path, toml).unwrap();
-    let checked = iris().args(["config", "check", "--config"]).arg(&path).output().unwrap();
-    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    let checked = iris()
+        .args(["config", "check", "--config"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    assert!(
+        checked.status.success(),
+        "{}",
+        String::from_utf8_lossy(&checked.stderr)
+    );
 }

@@ -38,7 +38,12 @@ impl Core {
                 return self.say_goodbye(socket_of(&reply), GoodbyeReason::TooManyDevices, 0);
             }
         };
-        self.answer(&Message::Rejected { reply, code, expected, retry_after_ms });
+        self.answer(&Message::Rejected {
+            reply,
+            code,
+            expected,
+            retry_after_ms,
+        });
     }
 
     /// Brings an answer to its session: on this core, or over the ring.
@@ -68,11 +73,18 @@ impl Core {
         let (Message::Accepted { reply, .. } | Message::Rejected { reply, .. }) = message else {
             unreachable!("an append is no answer");
         };
-        let Some(mut connection) = self.connections.take(socket_of(reply)) else { return };
+        let Some(mut connection) = self.connections.take(socket_of(reply)) else {
+            return;
+        };
         if let State::Live(live) = &mut connection.state {
             live.session.send_ended();
             match *message {
-                Message::Rejected { reply, code, expected, retry_after_ms } => {
+                Message::Rejected {
+                    reply,
+                    code,
+                    expected,
+                    retry_after_ms,
+                } => {
                     let out = &mut connection.out;
                     reject(out, reply.tag, code, expected.0, retry_after_ms, "");
                 }
@@ -88,7 +100,9 @@ impl Core {
     }
 
     fn registered(&mut self, reply: &ReplyTo) {
-        let Some(mut connection) = self.connections.take(socket_of(reply)) else { return };
+        let Some(mut connection) = self.connections.take(socket_of(reply)) else {
+            return;
+        };
         if matches!(connection.state, State::Entering(_)) {
             self.go_live(&mut connection);
         }
@@ -97,7 +111,9 @@ impl Core {
 
     /// An inbox has new entries: its sessions will pull them when this turn sends.
     fn grown(&mut self, shard: ShardId, user: UserSlot) {
-        let Some(sessions) = self.sessions.get(&(shard, user)) else { return };
+        let Some(sessions) = self.sessions.get(&(shard, user)) else {
+            return;
+        };
         for id in sessions {
             if let Some(connection) = self.connections.get(*id)
                 && !std::mem::replace(&mut connection.dirty, true)
@@ -109,7 +125,9 @@ impl Core {
 
     /// The newest connection of a device wins.
     pub(super) fn replace_older(&mut self, shard: ShardId, user: UserSlot, device: &DeviceId) {
-        let Some(sessions) = self.sessions.get(&(shard, user)) else { return };
+        let Some(sessions) = self.sessions.get(&(shard, user)) else {
+            return;
+        };
         let mut older = None;
         for id in sessions {
             let live = self.connections.get(*id).and_then(Connection::live);
@@ -130,7 +148,9 @@ impl Core {
 
     /// Tells a connection Goodbye, if it is still there.
     pub(super) fn say_goodbye(&mut self, id: SocketId, reason: GoodbyeReason, retry_after_ms: u64) {
-        let Some(mut connection) = self.connections.take(id) else { return };
+        let Some(mut connection) = self.connections.take(id) else {
+            return;
+        };
         self.leave(&mut connection, reason, retry_after_ms);
         self.connections.put_back(connection);
     }
@@ -167,7 +187,8 @@ impl Core {
         if std::mem::take(&mut connection.stalled) {
             self.sockets.resume(connection.id); // to see the peer's end
         }
-        self.closing.push_back((self.now.monotonic + CLOSING_MAX, connection.id));
+        self.closing
+            .push_back((self.now.monotonic + CLOSING_MAX, connection.id));
         self.mark_dirty(connection);
     }
 
@@ -182,7 +203,9 @@ impl Core {
     /// Makes the cursor durable and stops waking the session.
     fn forget_session(&mut self, connection: &mut Connection) {
         let id = connection.id;
-        let Some(live) = connection.live() else { return };
+        let Some(live) = connection.live() else {
+            return;
+        };
         self.propose_cursor(live);
         let Some(user) = live.user else { return };
         let key = (live.shard, user);
@@ -196,5 +219,8 @@ impl Core {
 }
 
 fn socket_of(reply: &ReplyTo) -> SocketId {
-    SocketId { slot: reply.slot, generation: reply.generation }
+    SocketId {
+        slot: reply.slot,
+        generation: reply.generation,
+    }
 }

@@ -85,7 +85,13 @@ pub struct Connection {
 impl Connection {
     /// A connection that has just been accepted.
     pub fn greeting(id: SocketId, tls: Tls) -> Self {
-        Self::new(id, tls, Decoder::new(HELLO_FRAME_BYTES_MAX), State::Greeting, Vec::new())
+        Self::new(
+            id,
+            tls,
+            Decoder::new(HELLO_FRAME_BYTES_MAX),
+            State::Greeting,
+            Vec::new(),
+        )
     }
 
     /// A connection that came from another core, about to [`State::Entering`].
@@ -183,7 +189,11 @@ impl Connections {
 
     /// The ids of all connections.
     pub fn ids(&self) -> Vec<SocketId> {
-        self.slots.iter().flatten().map(|connection| connection.id).collect()
+        self.slots
+            .iter()
+            .flatten()
+            .map(|connection| connection.id)
+            .collect()
     }
 
     /// Whether there is none.

@@ -8,7 +8,6 @@
 use std::cmp::Reverse;
 use std::os::fd::OwnedFd;
 
-use iris_proto::client::SEND_ONLY;
 use iris_proto::frame::{Decoder, FrameError};
 use iris_proto::id::{MessageId, SendNumber, Seq, check_user};
 use iris_proto::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX};
@@ -20,7 +19,7 @@ use super::connection::{Connection, Handoff, Live, Login, State};
 use crate::runtime::mesh::Message;
 use crate::runtime::stream::{BufferId, Ended, SocketId};
 use crate::runtime::tls::Tls;
-use crate::session::login::{check_version, identify, limits};
+use crate::session::login::{check_version, identify, welcome};
 use crate::session::{FetchRefusal, Session};
 use crate::shard::command::Append;
 use crate::shard::user::Device;
@@ -45,8 +44,10 @@ impl Core {
             }
         };
         let id = self.sockets.adopt(socket);
-        self.connections.insert(Box::new(Connection::greeting(id, tls)));
-        self.greeting.push_back((self.now.monotonic + self.hello_timeout, id));
+        self.connections
+            .insert(Box::new(Connection::greeting(id, tls)));
+        self.greeting
+            .push_back((self.now.monotonic + self.hello_timeout, id));
     }
 
     pub(super) fn received(&mut self, id: SocketId, buffer: BufferId) {
@@ -129,7 +130,11 @@ impl Core {
             }
         }
         connection.decoder = decoder;
-        if matches!(connection.state, State::Closing) { &[] } else { input }
+        if matches!(connection.state, State::Closing) {
+            &[]
+        } else {
+            input
+        }
     }
 
     fn frame(&mut self, connection: &mut Connection, frame: &[u8]) -> Result<(), Leave> {
@@ -171,10 +176,13 @@ impl Core {
 
     fn hello(&mut self, connection: &mut Connection, hello: &HelloRef<'_>) -> Result<(), Leave> {
         check_version(hello)?;
-        let claims = self.keyring.verify(hello.token, self.now.unix_s()).map_err(|error| {
-            tracing::debug!(core = self.id.0, %error, "a login was refused");
-            GoodbyeReason::BadToken
-        })?;
+        let claims = self
+            .keyring
+            .verify(hello.token, self.now.unix_s())
+            .map_err(|error| {
+                tracing::debug!(core = self.id.0, %error, "a login was refused");
+                GoodbyeReason::BadToken
+            })?;
         let hash = self.placement.user_hash(claims.user.as_str());
         let login = Box::new(Login {
             identity: identify(claims, hello, hash)?,
@@ -193,12 +201,29 @@ impl Core {
 
     /// The last completion of a leaving connection has come: it goes to its user's core.
     pub(super) fn detached(&mut self, id: SocketId, socket: OwnedFd) {
-        let Some(connection) = self.connections.take(id) else { return };
-        let Connection { tls, decoder, state, backlog, .. } = *connection;
+        let Some(connection) = self.connections.take(id) else {
+            return;
+        };
+        let Connection {
+            tls,
+            decoder,
+            state,
+            backlog,
+            ..
+        } = *connection;
         let State::Leaving(login, home) = state else {
             unreachable!("only leaving connections are detached");
         };
-        self.mesh.hand_over(home, Box::new(Handoff { socket, tls, decoder, login, backlog }));
+        self.mesh.hand_over(
+            home,
+            Handoff {
+                socket,
+                tls,
+                decoder,
+                login,
+                backlog,
+            },
+        );
     }
 
     /// A connection has come from another core.
@@ -206,7 +231,13 @@ impl Core {
         if self.draining.is_some() {
             return; // the client sees the end of the connection and comes back elsewhere
         }
-        let Handoff { socket, tls, decoder, login, backlog } = handoff;
+        let Handoff {
+            socket,
+            tls,
+            decoder,
+            login,
+            backlog,
+        } = handoff;
         let id = self.sockets.adopt(socket);
         let mut connection = Box::new(Connection::entering(id, tls, decoder, backlog));
         self.enter(&mut connection, login);
@@ -242,10 +273,15 @@ impl Core {
 
     /// Turns an entering connection into a session and says Welcome.
     pub(super) fn go_live(&mut self, connection: &mut Connection) {
-        let State::Entering(login) = std::mem::replace(&mut connection.state, State::Closing) else {
+        let State::Entering(login) = std::mem::replace(&mut connection.state, State::Closing)
+        else {
             unreachable!("only entering connections go live");
         };
-        let Login { identity, resume_after, session } = *login;
+        let Login {
+            identity,
+            resume_after,
+            session,
+        } = *login;
         let shard = self.placement.shard_of(identity.hash);
         let users = self.lanes.shard(shard).users();
         let slot = users.find(identity.user.as_str(), identity.hash);
@@ -257,33 +293,43 @@ impl Core {
         let (head, oldest, cursor) = user.map_or((Seq(0), Seq(1), Seq(0)), |slot| {
             let user = users.get(slot);
             let device = user.device(identity.device.as_str());
-            (user.head(), user.oldest(), device.map_or(Seq(0), Device::position))
+            (
+                user.head(),
+                user.oldest(),
+                device.map_or(Seq(0), Device::position),
+            )
         });
         let start = Session::start(resume_after, cursor, oldest, head);
         let welcome = v2::Welcome {
             session,
-            version: iris_proto::limits::VERSION,
-            limits: Some(limits()),
             server_time_ms: self.now.unix_ms,
             head_seq: head.0,
             cursor: start.0,
-            user: identity.user.as_str().to_owned(),
-            device: identity.device.as_str().to_owned(),
-            capabilities: match identity.send_only {
-                true => vec![SEND_ONLY.to_owned()],
-                false => Vec::new(),
-            },
             oldest_seq: oldest.0,
             cluster: self.cluster.to_vec(),
+            ..welcome(&identity)
         };
-        wire::encode_server(&mut connection.out, v2::server_frame::Frame::Welcome(welcome));
+        wire::encode_server(
+            &mut connection.out,
+            v2::server_frame::Frame::Welcome(welcome),
+        );
         if let Some(user) = user {
-            self.sessions.entry((shard, user)).or_default().push(connection.id);
+            self.sessions
+                .entry((shard, user))
+                .or_default()
+                .push(connection.id);
         }
-        self.expiring.push(Reverse((identity.expires_s, connection.id)));
+        self.expiring
+            .push(Reverse((identity.expires_s, connection.id)));
         connection.decoder.set_max(FRAME_BYTES_MAX);
         let session = Session::new(identity, start);
-        let live = Live { session, shard, user, proposed: cursor, gathering: false };
+        let live = Live {
+            session,
+            shard,
+            user,
+            proposed: cursor,
+            gathering: false,
+        };
         connection.state = State::Live(Box::new(live));
         self.mark_dirty(connection);
         if connection.stalled {
@@ -292,7 +338,9 @@ impl Core {
     }
 
     fn send(&mut self, connection: &mut Connection, send: &SendRef<'_>) -> Result<(), Leave> {
-        let State::Live(live) = &mut connection.state else { unreachable!("live frames only") };
+        let State::Live(live) = &mut connection.state else {
+            unreachable!("live frames only")
+        };
         let refusal = if check_user(send.to).is_err() {
             Some((RejectCode::BadRecipient, "to"))
         } else if send.body.len() > BODY_BYTES_MAX {
@@ -328,7 +376,11 @@ impl Core {
             tag: send.tag,
         };
         let home = self.placement.core_of(self.placement.shard_of(to));
-        let message = Message::Append { to, reply, command: &command };
+        let message = Message::Append {
+            to,
+            reply,
+            command: &command,
+        };
         if home == self.id {
             self.deliver(&message);
         } else {
@@ -345,22 +397,50 @@ impl Core {
         };
         let shard = self.placement.shard_of(to);
         let room = self.lanes.has_space(shard);
-        self.lanes.step(&self.now, shard, Input::Append { to, command, room, reply });
+        self.lanes.step(
+            &self.now,
+            shard,
+            Input::Append {
+                to,
+                command,
+                room,
+                reply,
+            },
+        );
     }
 
     fn fetch(&mut self, connection: &mut Connection, fetch: &v2::Fetch) {
-        let State::Live(live) = &mut connection.state else { unreachable!("live frames only") };
+        let State::Live(live) = &mut connection.state else {
+            unreachable!("live frames only")
+        };
         let Some(user) = live.user else {
             let text = "a session that only sends has no inbox";
-            reject(&mut connection.out, fetch.tag, RejectCode::NotFound, 0, 0, text);
+            reject(
+                &mut connection.out,
+                fetch.tag,
+                RejectCode::NotFound,
+                0,
+                0,
+                text,
+            );
             return;
         };
         let oldest = self.lanes.shard(live.shard).users().get(user).oldest();
-        match live.session.fetch(fetch.tag, Seq(fetch.after), fetch.limit, oldest) {
+        match live
+            .session
+            .fetch(fetch.tag, Seq(fetch.after), fetch.limit, oldest)
+        {
             Ok(()) => {}
             Err(FetchRefusal::Busy) => {
                 let (code, retry) = (RejectCode::Overloaded, FETCH_RETRY_MS);
-                reject(&mut connection.out, fetch.tag, code, 0, retry, "one fetch at a time");
+                reject(
+                    &mut connection.out,
+                    fetch.tag,
+                    code,
+                    0,
+                    retry,
+                    "one fetch at a time",
+                );
             }
             Err(FetchRefusal::Expired { oldest }) => {
                 let code = RejectCode::ExpiredRange;
@@ -371,7 +451,9 @@ impl Core {
 
     fn cursor_moved(&mut self, connection: &mut Connection) {
         let id = connection.id;
-        let Some(live) = connection.live() else { return };
+        let Some(live) = connection.live() else {
+            return;
+        };
         if live.session.acknowledged().0 >= live.proposed.0 + super::ACK_GATHER_ENTRIES {
             self.propose_cursor(live);
         } else if !std::mem::replace(&mut live.gathering, true) {
@@ -386,14 +468,19 @@ impl Core {
         }
         live.proposed = seq;
         let (user, device) = (&live.session.identity.user, &live.session.identity.device);
-        let input =
-            Input::Acknowledge { user: user.as_str(), device: device.as_str(), seq };
+        let input = Input::Acknowledge {
+            user: user.as_str(),
+            device: device.as_str(),
+            seq,
+        };
         self.lanes.step(&self.now, live.shard, input);
     }
 
     pub(super) fn gather_cursors(&mut self) {
         for id in std::mem::take(&mut self.gathering) {
-            let Some(mut connection) = self.connections.take(id) else { continue };
+            let Some(mut connection) = self.connections.take(id) else {
+                continue;
+            };
             if let Some(live) = connection.live() {
                 live.gathering = false;
                 self.propose_cursor(live);
@@ -429,7 +516,9 @@ impl Core {
         let mut waiting = std::mem::take(&mut self.congested);
         waiting.append(&mut self.retry);
         for id in waiting {
-            let Some(mut connection) = self.connections.take(id) else { continue };
+            let Some(mut connection) = self.connections.take(id) else {
+                continue;
+            };
             connection.retrying = false;
             self.go_on(&mut connection);
             self.connections.put_back(connection);
@@ -457,7 +546,12 @@ impl Core {
     }
 
     pub(super) fn ended(&mut self, id: SocketId, reason: Ended) {
-        tracing::debug!(core = self.id.0, slot = id.slot, ?reason, "a connection ended");
+        tracing::debug!(
+            core = self.id.0,
+            slot = id.slot,
+            ?reason,
+            "a connection ended"
+        );
         self.drop_connection(id);
     }
 }

@@ -158,7 +158,8 @@ impl Lanes {
         }
         shard.step(now.unix_ms, input, &mut self.scratch);
         let is_ready = shard.ready_bytes().is_some();
-        self.effects.extend(self.scratch.drain(..).map(|effect| (id, effect)));
+        self.effects
+            .extend(self.scratch.drain(..).map(|effect| (id, effect)));
         if is_ready && !std::mem::replace(&mut self.is_ready[usize::from(id.0)], true) {
             let lane = self.lane_mut(id);
             if !lane.is_waiting() {
@@ -205,7 +206,11 @@ impl Lanes {
         buffers: Vec<Vec<u8>>,
         now: &Clock,
     ) {
-        let Some(index) = self.lanes.iter().position(|lane| u64::from(lane.id.0) == job) else {
+        let Some(index) = self
+            .lanes
+            .iter()
+            .position(|lane| u64::from(lane.id.0) == job)
+        else {
             unreachable!("no log has number {job}");
         };
         if let Err(errno) = result {
@@ -256,14 +261,18 @@ impl Lanes {
 
     /// Whether nothing waits for a disk.
     pub(super) fn is_quiet(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.flight.is_none() && !lane.is_waiting())
+        self.lanes
+            .iter()
+            .all(|lane| lane.flight.is_none() && !lane.is_waiting())
     }
 
     /// Whether a log has something to write and could begin, as far as is known. One that waits for
     /// its next segment is tried again every tick.
     pub(super) fn can_launch(&self) -> bool {
         let could = |lane: &Lane| lane.flight.is_none() && lane.loaded.is_empty();
-        self.lanes.iter().any(|lane| could(lane) && !lane.ready.is_empty())
+        self.lanes
+            .iter()
+            .any(|lane| could(lane) && !lane.ready.is_empty())
     }
 }
 
@@ -278,7 +287,9 @@ fn load(lane: &mut Lane, shards: &mut [Option<Box<Shard>>], is_ready: &mut [bool
             if !lane.frame.fits(bytes) {
                 return loaded;
             }
-            let Some(batch) = shard.take() else { unreachable!("a ready batch was counted") };
+            let Some(batch) = shard.take() else {
+                unreachable!("a ready batch was counted")
+            };
             let header = RecordHeader {
                 kind: RecordKind::Entry,
                 flags: 0,

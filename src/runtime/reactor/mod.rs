@@ -22,8 +22,8 @@ mod inbound;
 mod lanes;
 mod outbound;
 
-use std::collections::{BinaryHeap, VecDeque};
 use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -252,7 +252,11 @@ impl Core {
                 Event::Ended { id, reason } => self.ended(id, reason),
                 Event::Sent { id, buffer, result } => self.sent(id, buffer, result),
                 Event::Detached { id, socket } => self.detached(id, socket),
-                Event::Job { job, result, buffers } => self.job_done(job, result, buffers),
+                Event::Job {
+                    job,
+                    result,
+                    buffers,
+                } => self.job_done(job, result, buffers),
                 Event::Paused { .. } => {}
                 Event::Connected { .. } => unreachable!("a switch connects to nobody"),
             }
@@ -298,9 +302,10 @@ impl Core {
             }
         }
         while let Some(id) = pop_due(&mut self.greeting, self.now.monotonic) {
-            let still = self.connections.get(id).is_some_and(|connection| {
-                matches!(connection.state, connection::State::Greeting)
-            });
+            let still = self
+                .connections
+                .get(id)
+                .is_some_and(|connection| matches!(connection.state, connection::State::Greeting));
             if still {
                 self.say_goodbye(id, GoodbyeReason::HelloTimeout, 0);
             }
@@ -339,7 +344,9 @@ impl Core {
     }
 
     fn is_drained(&mut self) -> bool {
-        let Some(deadline) = self.draining else { return false };
+        let Some(deadline) = self.draining else {
+            return false;
+        };
         if self.now.monotonic >= deadline {
             return self.lanes.is_quiet();
         }

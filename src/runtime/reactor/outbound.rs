@@ -38,7 +38,10 @@ const POPULATE_JOB: u64 = 1 << 63;
 
 /// The connection that a finished page-in was for; `None` for the job of a log.
 pub(super) fn populated_for(job: u64) -> Option<SocketId> {
-    #[expect(clippy::cast_possible_truncation, reason = "both halves were packed from their types")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "both halves were packed from their types"
+    )]
     (job & POPULATE_JOB != 0).then_some(SocketId {
         slot: (job >> 32) as u32 & 0x7fff_ffff,
         generation: job as u32,
@@ -61,7 +64,9 @@ impl Core {
     /// Sends to every connection that may have something to be sent.
     pub(super) fn send_dirty(&mut self) {
         for id in std::mem::take(&mut self.dirty) {
-            let Some(mut connection) = self.connections.take(id) else { continue };
+            let Some(mut connection) = self.connections.take(id) else {
+                continue;
+            };
             connection.dirty = false;
             if self.sockets.can_send(id) {
                 self.send_one(&mut connection);
@@ -135,7 +140,9 @@ impl Core {
 
     /// Appends the frames of what a session is owed, as much as fits into one send.
     fn pull(&mut self, id: SocketId, live: &mut Live, plain: &mut Vec<u8>) -> Pulled {
-        let Some(user) = live.user else { return Pulled::All };
+        let Some(user) = live.user else {
+            return Pulled::All;
+        };
         let shard = live.shard;
         let head = self.lanes.shard(shard).users().get(user).head();
         while let Some(next) = live.session.next(head) {
@@ -146,7 +153,11 @@ impl Core {
                 Next::Push(seq) => (seq, 0),
                 Next::Fetched(seq, tag) => (seq, tag),
                 Next::FetchEnd { tag, last, more } => {
-                    let fetched = v2::Fetched { tag, last: last.0, more };
+                    let fetched = v2::Fetched {
+                        tag,
+                        last: last.0,
+                        more,
+                    };
                     wire::encode_server(plain, v2::server_frame::Frame::Fetched(fetched));
                     live.session.went(next, 0);
                     continue;
@@ -199,7 +210,12 @@ impl Core {
             }
         };
         let Ok(Command::Append(append)) = command::decode(item) else {
-            tracing::error!(shard = shard.0, seq = seq.0, lsn = position, "an inbox points at what is no message; restore the log from a backup");
+            tracing::error!(
+                shard = shard.0,
+                seq = seq.0,
+                lsn = position,
+                "an inbox points at what is no message; restore the log from a backup"
+            );
             return None;
         };
         wire::encode_entry(
@@ -225,7 +241,9 @@ impl Core {
         }
         if let Some(connection) = self.connections.get(id) {
             if let Some((shard, position)) = connection.populating.take() {
-                self.lanes.log_mut(shard).mark_resident(position, ENTRY_SPAN_BYTES);
+                self.lanes
+                    .log_mut(shard)
+                    .mark_resident(position, ENTRY_SPAN_BYTES);
             }
             if !std::mem::replace(&mut connection.dirty, true) {
                 self.dirty.push(id);
@@ -235,7 +253,9 @@ impl Core {
 
     pub(super) fn sent(&mut self, id: SocketId, buffer: Vec<u8>, result: Result<(), i32>) {
         self.keep_buffer(buffer);
-        let Some(mut connection) = self.connections.take(id) else { return };
+        let Some(mut connection) = self.connections.take(id) else {
+            return;
+        };
         if result.is_err() {
             self.connections.put_back(connection);
             self.drop_connection(id);

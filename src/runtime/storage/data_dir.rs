@@ -3,9 +3,9 @@
 //! Opening never deletes anything. A directory is formatted only when nothing in it could be
 //! somebody's data. The lock is taken before a superblock is believed or written.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -168,6 +168,13 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDi
     }
 }
 
+/// Makes directories that only their owner may read: they hold everybody's messages.
+fn private_dirs() -> DirBuilder {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder
+}
+
 /// A data directory that this process holds. Dropping it releases the lock.
 #[derive(Debug)]
 pub struct DataDir {
@@ -278,7 +285,9 @@ fn create(path: &Path) -> Result<(), DataDirError> {
             path: path.to_owned(),
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(path).map_err(failed("create", path))?;
+            private_dirs()
+                .create(path)
+                .map_err(failed("create", path))?;
             sync_parent(path)
         }
         Err(error) => Err(failed("look at", path)(error)),
@@ -439,7 +448,9 @@ fn open_logs(path: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> 
         if super_block.incarnation > 0 {
             return Err(DataDirError::LogMissing { path: log });
         }
-        fs::create_dir(&log).map_err(failed("create", &log))?;
+        private_dirs()
+            .create(&log)
+            .map_err(failed("create", &log))?;
     }
     sync_directory(path)
 }

@@ -381,8 +381,12 @@ impl Log {
         let segment = self.segments.get(index)?;
         let from = self.size.offset_of(position);
         // What is not durable is not read; its blocks are those being written, and in memory.
-        let readable = self.durable.saturating_sub(self.size.first_lsn(self.size.index_of(position)));
-        let to = (from + len).min(segment.map.bytes().len()).min(readable as usize);
+        let readable = self
+            .durable
+            .saturating_sub(self.size.first_lsn(self.size.index_of(position)));
+        let to = (from + len)
+            .min(segment.map.bytes().len())
+            .min(readable as usize);
         let cold = |block: &usize| !segment.is_resident(*block);
         let mut blocks = from / BLOCK_BYTES..to.div_ceil(BLOCK_BYTES);
         let first = blocks.find(cold)?;

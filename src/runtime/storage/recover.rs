@@ -49,20 +49,18 @@ pub(super) fn recover(
     let maps = map_segments(&directory, size)?;
     let bytes: Vec<&[u8]> = maps.iter().map(SegmentMap::bytes).collect();
     let identity = data_dir.identity(log_no);
+    let (index, prev_crc) = (FIRST_INDEX, 0);
     let origin = Origin {
         size,
         identity,
-        index: FIRST_INDEX,
-        prev_crc: 0,
+        index,
+        prev_crc,
     };
     let tail = scan(&origin, &bytes, visit).map_err(|error| explain(error, &directory, size))?;
-    let known = super_block.durable_lsn[log_no as usize];
-    if tail.end < known {
-        return Err(LogError::Behind {
-            path: directory,
-            end: tail.end,
-            known,
-        });
+    let (end, known) = (tail.end, super_block.durable_lsn[log_no as usize]);
+    if end < known {
+        let path = directory;
+        return Err(LogError::Behind { path, end, known });
     }
     let cut_bytes = cut(&directory, size, &bytes, &tail)?;
     let found = Found {
@@ -96,19 +94,7 @@ pub(super) fn recover(
     if log.active.is_none() && log.spares.is_empty() {
         log.spares.extend(log.maker.wait());
     }
-    let Found {
-        frames,
-        records,
-        cut_bytes,
-    } = found;
-    info!(
-        log = log_no,
-        lsn = log.end,
-        frames,
-        records,
-        cut_bytes,
-        "log recovered"
-    );
+    info!(log = log_no, lsn = log.end, ?found, "log recovered");
     Ok(log)
 }
 

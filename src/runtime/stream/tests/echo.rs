@@ -2,7 +2,7 @@
 
 use super::super::*;
 use super::core::*;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 
 const CLIENTS: usize = 64;
@@ -18,7 +18,7 @@ struct Client {
 async fn echo(core: &mut Core, chunks: impl Fn(usize) -> usize, total: impl Fn(usize) -> usize) {
     let (socket, address) = listener();
     core.sockets.listen(socket);
-    let mut clients = HashMap::new();
+    let mut clients = BTreeMap::new();
     for number in 0..CLIENTS {
         let id = core.sockets.connect(address).unwrap();
         clients.insert(
@@ -29,7 +29,7 @@ async fn echo(core: &mut Core, chunks: impl Fn(usize) -> usize, total: impl Fn(u
             },
         );
     }
-    let mut backlog: HashMap<SocketId, Vec<u8>> = HashMap::new();
+    let mut backlog: BTreeMap<SocketId, Vec<u8>> = BTreeMap::new();
     let mut unfinished = CLIENTS;
     while unfinished > 0 {
         match core.next().await {
@@ -76,7 +76,7 @@ async fn echo(core: &mut Core, chunks: impl Fn(usize) -> usize, total: impl Fn(u
 }
 
 /// Sends what there is for this socket, if it can.
-fn pass_on(core: &mut Core, backlog: &mut HashMap<SocketId, Vec<u8>>, id: SocketId) {
+fn pass_on(core: &mut Core, backlog: &mut BTreeMap<SocketId, Vec<u8>>, id: SocketId) {
     let bytes = backlog.get_mut(&id).unwrap();
     if !bytes.is_empty() && core.sockets.can_send(id) {
         core.sockets.send(id, std::mem::take(bytes));
@@ -256,7 +256,7 @@ fn four_buffers_serve_a_hundred_sockets() {
         for (_, peer) in &mut peers {
             peer.write_all(&stream(0, BYTES)).unwrap();
         }
-        let mut got: HashMap<SocketId, usize> = HashMap::new();
+        let mut got: BTreeMap<SocketId, usize> = BTreeMap::new();
         let mut held: Vec<(SocketId, BufferId)> = Vec::new();
         while got.values().sum::<usize>() < SOCKETS * BYTES {
             // Hold all that comes until nothing more can: then the pool is empty.

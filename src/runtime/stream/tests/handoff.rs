@@ -3,7 +3,7 @@
 use super::super::*;
 use super::core::*;
 use crate::runtime::tls::{Tls, tests::configs};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 const CONNECTIONS: usize = 4;
 const FRAMES: usize = 3000;
@@ -64,7 +64,7 @@ async fn first_core(
     to: crossbeam_channel::Sender<Move>,
     doorbell: Doorbell,
 ) {
-    let mut ends: HashMap<SocketId, End> = HashMap::new();
+    let mut ends: BTreeMap<SocketId, End> = BTreeMap::new();
     let mut moved = 0;
     while moved < CONNECTIONS {
         match core.next().await {
@@ -98,7 +98,7 @@ async fn first_core(
 
 /// Takes the connections over and echoes on, to their ends.
 async fn second_core(mut core: Core, from: crossbeam_channel::Receiver<Move>) {
-    let mut ends: HashMap<SocketId, End> = HashMap::new();
+    let mut ends: BTreeMap<SocketId, End> = BTreeMap::new();
     let mut ended = 0;
     while ended < CONNECTIONS {
         while let Ok((socket, mut end)) = from.try_recv() {
@@ -132,7 +132,7 @@ async fn second_core(mut core: Core, from: crossbeam_channel::Receiver<Move>) {
 
 /// Sends `FRAMES` frames of growing size on each connection, without waiting for their echo.
 async fn clients(mut core: Core, config: std::sync::Arc<rustls::ClientConfig>, to: SocketAddr) {
-    let mut ends: HashMap<SocketId, (End, usize, usize)> = HashMap::new();
+    let mut ends: BTreeMap<SocketId, (End, usize, usize)> = BTreeMap::new();
     for _ in 0..CONNECTIONS {
         let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
         let tls = Tls::client(std::sync::Arc::clone(&config), name).unwrap();
