@@ -69,7 +69,7 @@ pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError
         );
     }
     running.drain(Duration::from_millis(config.server.drain_timeout_ms));
-    running.wait();
+    running.wait()?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -92,7 +92,7 @@ pub enum NodeError {
 pub struct Running {
     address: SocketAddr,
     control: Vec<(Sender<Control>, Doorbell)>,
-    threads: Vec<glommio::ExecutorJoinHandle<()>>,
+    threads: Vec<glommio::ExecutorJoinHandle<Vec<(LogId, u64)>>>,
     /// Keeps the lock for as long as the cores run.
     data: Arc<DataDir>,
 }
@@ -120,13 +120,21 @@ impl Running {
         }
     }
 
-    /// Waits until all cores have ended.
-    pub fn wait(self) {
+    /// Waits until all cores have ended, and notes how far the logs reach: should a later start find
+    /// less, it knows that something was lost.
+    pub fn wait(self) -> Result<(), DataDirError> {
+        let mut ends = self.data.super_block().durable_lsn.clone();
         for thread in self.threads {
-            if thread.join().is_err() {
-                tracing::error!("a core ended in an error");
+            match thread.join() {
+                Ok(durable) => {
+                    for (log, end) in durable {
+                        ends[usize::from(log.0)] = end;
+                    }
+                }
+                Err(error) => tracing::error!(%error, "a core ended in an error"),
             }
         }
+        self.data.record_durable(&ends)
     }
 }
 
@@ -280,7 +288,7 @@ struct Seed {
 
 impl Seed {
     /// The life of one core.
-    async fn run(self, prepared: Sender<Prepared>, may_go: Receiver<Go>) {
+    async fn run(self, prepared: Sender<Prepared>, may_go: Receiver<Go>) -> Vec<(LogId, u64)> {
         let ready = self.recover().and_then(|durable| {
             let sockets = Sockets::new(SocketsConfig::default())?;
             Ok((durable, sockets))
@@ -289,14 +297,14 @@ impl Seed {
             Ok(ready) => ready,
             Err(error) => {
                 let _ = prepared.send(Err(error)); // the starter waits for exactly this
-                return;
+                return Vec::new();
             }
         };
         let doorbell = sockets.doorbell();
         let _ = prepared.send(Ok(doorbell));
         // Blocks this thread, which has nothing to do yet. An error: another core did not start.
         let Ok(Go { mesh, listener }) = may_go.recv() else {
-            return;
+            return Vec::new();
         };
         let (mut logs, shards) = durable;
         for (_, log) in &mut logs {
@@ -320,7 +328,7 @@ impl Seed {
         };
         let mut core = Core::new(parts, sockets);
         core.listen(listener);
-        core.run().await;
+        core.run().await
     }
 
     /// Replays this core's logs into its shards.

@@ -155,7 +155,7 @@ impl Session {
         if self.fetch.is_some() {
             return Err(FetchRefusal::Busy);
         }
-        if after.0 + 1 < oldest.0 {
+        if after.0.saturating_add(1) < oldest.0 {
             return Err(FetchRefusal::Expired { oldest });
         }
         let left = if limit == 0 {
@@ -298,6 +298,14 @@ mod tests {
         let refused = session(false).fetch(1, Seq(3), 0, Seq(5));
         assert_eq!(refused, Err(FetchRefusal::Expired { oldest: Seq(5) }));
         assert_eq!(session(false).fetch(1, Seq(4), 0, Seq(5)), Ok(()));
+        let mut session = session(false);
+        session.fetch(1, Seq(u64::MAX), 0, Seq(5)).unwrap();
+        let end = Next::FetchEnd {
+            tag: 1,
+            last: Seq(u64::MAX),
+            more: false,
+        };
+        assert_eq!(drain(&mut session, Seq(10)), [end]);
     }
 
     #[test]

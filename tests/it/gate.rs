@@ -64,5 +64,5 @@ fn neither_accepted_nor_an_entry_leaves_before_the_sync_has_completed() {
     assert_eq!(ben.entry().seq, 2);
     assert_eq!(ben.until_pong(), [], "once");
     node.drain(Duration::from_secs(5));
-    node.wait();
+    node.wait().unwrap();
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use iris::auth::SigningKey;
 use iris_proto::v2::client_frame::Frame as ClientFrame;
+use iris_proto::v2::server_frame::Frame as ServerFrame;
 use iris_proto::v2::{self, GoodbyeReason, RejectCode};
 
 use super::harness::{Server, Setup, data_dir, mint_with, now_s};
@@ -239,4 +240,48 @@ fn plaintext_and_other_protocols_get_nowhere_and_hurt_nobody() {
         assert!(rest.len() < 100, "{} bytes for a stranger", rest.len());
     }
     ann.send_accepted("ann", 1, b"x");
+}
+
+/// R: A-5
+#[test]
+fn garbage_right_behind_a_hello_ends_that_connection_and_nothing_else() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let identity = server.identity();
+    let mut watcher = Raw::login(&server, "watcher");
+    // Half of these users live on the other core than the one that accepts.
+    for i in 0..64 {
+        let mut client = Raw::connect(server.address, &identity);
+        client.hello(&identity.token(&format!("user-{i}")), &Hello::default());
+        client.write_unsealed(&[0x17, 3, 3, 0, 32]);
+        client.write_unsealed(&[0xee; 32]);
+        while client.try_next().is_ok() {}
+    }
+    watcher.send_accepted("watcher", 1, b"still here");
+}
+
+/// R: A-5
+#[test]
+fn the_largest_numbers_in_every_field_are_just_numbers() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let mut ann = Raw::login(&server, "ann");
+    ann.send_accepted("ann", 1, b"x");
+    assert_eq!(ann.entry().seq, 1);
+    ann.ack(u64::MAX);
+    ann.write(ClientFrame::Fetch(v2::Fetch {
+        tag: u64::MAX,
+        after: u64::MAX,
+        limit: u32::MAX,
+    }));
+    assert!(matches!(ann.next(), ServerFrame::Fetched(end) if !end.more));
+    ann.send("ann", u64::MAX, b"x");
+    assert_eq!(ann.rejected().1.expected, 2);
+    let resume = Hello {
+        resume_after: Some(u64::MAX),
+        epoch: u64::MAX,
+        ..Hello::default()
+    };
+    let (_, welcome) = Raw::login_with(&server, "ann", &resume);
+    assert_eq!(welcome.cursor, 1);
 }

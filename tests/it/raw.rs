@@ -136,6 +136,11 @@ impl Raw {
         self.stream.flush().unwrap();
     }
 
+    /// Writes past TLS, straight to the socket. The switch may have closed it.
+    pub fn write_unsealed(&mut self, bytes: &[u8]) {
+        let _ = self.stream.sock.write_all(bytes);
+    }
+
     /// Sends without waiting; the tag of the request.
     pub fn send(&mut self, to: &str, n: u64, body: &[u8]) -> u64 {
         self.try_send(to, n, body).unwrap()

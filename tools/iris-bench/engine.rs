@@ -97,6 +97,8 @@ pub struct Worker {
     handshakes: usize,
     ready: u64,
     lost: u64,
+    /// The run is over and connections end as they should.
+    is_leaving: bool,
     retries: BinaryHeap<Reverse<(u64, u32, u16)>>,
     acks: VecDeque<(u64, u32)>,
     schedule: Option<Schedule>,
@@ -144,6 +146,7 @@ impl Worker {
             handshakes: 0,
             ready: 0,
             lost: 0,
+            is_leaving: false,
             retries: BinaryHeap::new(),
             acks: VecDeque::new(),
             schedule: None,
@@ -396,8 +399,10 @@ impl Worker {
         }
         if link.connection.is_ready() {
             self.ready -= 1;
-            self.lost += 1;
-            self.book.counters.lost += 1;
+            if !self.is_leaving {
+                self.lost += 1;
+                self.book.counters.lost += 1;
+            }
         } else {
             self.handshakes -= 1;
         }
@@ -405,7 +410,7 @@ impl Worker {
         link.tls = None;
         link.wire.clear();
         link.decoder = Decoder::new(FRAME_BYTES_MAX);
-        if !self.plan.reconnect {
+        if !self.plan.reconnect && !self.is_leaving {
             let name = self.book.names.name(link.connection.user);
             let _ = self
                 .errors
@@ -656,7 +661,7 @@ impl Worker {
                 }
             }
             self.sockets.park(Duration::from_millis(1));
-            self.plan.reconnect = true; // nobody is lost any more
+            self.is_leaving = true; // from here on nobody is lost
             self.turn(events);
         }
         let ids: Vec<SocketId> = self

@@ -5,7 +5,6 @@
 //! of the switch, from a full ring, a busy disk, a client that reads no answers, or one that asks too
 //! much at once, ends in the same place: bytes that stay with whoever sends them.
 
-use std::cmp::Reverse;
 use std::os::fd::OwnedFd;
 
 use iris_proto::frame::{Decoder, FrameError};
@@ -199,10 +198,11 @@ impl Core {
         Ok(())
     }
 
-    /// The last completion of a leaving connection has come: it goes to its user's core.
+    /// The last completion of a leaving connection has come: it goes to its user's core, unless it
+    /// broke the rules of TLS meanwhile.
     pub(super) fn detached(&mut self, id: SocketId, socket: OwnedFd) {
         let Some(connection) = self.connections.take(id) else {
-            return;
+            return; // it ended on the way; dropping the socket closes it
         };
         let Connection {
             tls,
@@ -211,19 +211,16 @@ impl Core {
             backlog,
             ..
         } = *connection;
-        let State::Leaving(login, home) = state else {
-            unreachable!("only leaving connections are detached");
-        };
-        self.mesh.hand_over(
-            home,
-            Handoff {
+        if let State::Leaving(login, home) = state {
+            let handoff = Handoff {
                 socket,
                 tls,
                 decoder,
                 login,
                 backlog,
-            },
-        );
+            };
+            self.mesh.hand_over(home, handoff);
+        }
     }
 
     /// A connection has come from another core.
@@ -319,8 +316,7 @@ impl Core {
                 .or_default()
                 .push(connection.id);
         }
-        self.expiring
-            .push(Reverse((identity.expires_s, connection.id)));
+        self.expire_later(identity.expires_s, connection.id);
         connection.decoder.set_max(FRAME_BYTES_MAX);
         let session = Session::new(identity, start);
         let live = Live {

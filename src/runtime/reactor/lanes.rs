@@ -254,6 +254,14 @@ impl Lanes {
         }
     }
 
+    /// How far each log is durable.
+    pub(super) fn durable_ends(&self) -> Vec<(LogId, u64)> {
+        self.lanes
+            .iter()
+            .map(|lane| (lane.id, lane.log.durable_end()))
+            .collect()
+    }
+
     /// Syncs that have returned, and the batches in them.
     pub(super) fn commits(&self) -> (u64, u64) {
         (self.commits, self.committed)

@@ -56,6 +56,8 @@ pub const ACK_GATHER: Duration = Duration::from_millis(200);
 /// A device that acknowledged so many entries since its last proposed cursor does not wait for the
 /// gathering, or a fast inbox would look full.
 pub const ACK_GATHER_ENTRIES: u64 = 512;
+/// Ends of sessions that are gone already which a core may remember beside as many as it has sockets.
+const EXPIRING_SLACK: usize = 1024;
 /// How long a peer may take to close after our Goodbye before we cut.
 pub const CLOSING_MAX: Duration = Duration::from_secs(2);
 /// Clients that are sent away by a shutdown come back within so many milliseconds, spread by jitter.
@@ -142,6 +144,9 @@ pub(super) struct Core {
     next_tick: Instant,
     next_gathering: Instant,
     draining: Option<Instant>,
+    /// Page-ins under way, and those who wait for one of them to end.
+    populating: usize,
+    waiting_to_populate: Vec<SocketId>,
     totals: Totals,
 }
 
@@ -184,6 +189,8 @@ impl Core {
             next_tick: now.monotonic,
             next_gathering: now.monotonic,
             draining: None,
+            populating: 0,
+            waiting_to_populate: Vec::new(),
             totals: Totals::default(),
         }
     }
@@ -193,8 +200,8 @@ impl Core {
         self.sockets.listen(listener);
     }
 
-    /// Runs until it has been drained.
-    pub(super) async fn run(mut self) {
+    /// Runs until it has been drained; how far each of its logs is durable then.
+    pub(super) async fn run(mut self) -> Vec<(LogId, u64)> {
         while !self.turn() {
             if self.is_idle() {
                 let mesh = &self.mesh;
@@ -207,6 +214,7 @@ impl Core {
         }
         (self.totals.commits, self.totals.committed) = self.lanes.commits();
         tracing::info!(core = self.id.0, totals = ?self.totals, "core stopped");
+        self.lanes.durable_ends()
     }
 
     /// One turn. True when the core has been drained and may end.
@@ -318,6 +326,16 @@ impl Core {
             self.next_gathering = self.now.monotonic + ACK_GATHER;
             self.gather_cursors();
         }
+    }
+
+    /// Notes when a session ends. Those that ended before leave the list when they are the most of it.
+    fn expire_later(&mut self, expires_s: u64, id: SocketId) {
+        if self.expiring.len() > 2 * self.sockets.count() + EXPIRING_SLACK {
+            let connections = &mut self.connections;
+            self.expiring
+                .retain(|Reverse((_, id))| connections.get(*id).is_some());
+        }
+        self.expiring.push(Reverse((expires_s, id)));
     }
 
     fn expire_sessions(&mut self) {

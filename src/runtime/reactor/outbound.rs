@@ -33,6 +33,10 @@ const BUFFER_BYTES_KEPT_MAX: usize = 16 * 1024;
 /// item, so that its whole length is covered before it is known.
 const ENTRY_SPAN_BYTES: usize = FRAME_BYTES_MAX + LENGTH_BYTES;
 
+/// Page-ins of one core under way at the same time; a guess at what a disk takes in parallel. Further
+/// sessions wait for one to end.
+pub const POPULATES_MAX: usize = 64;
+
 /// Marks the job numbers of page-ins; below it are logs.
 const POPULATE_JOB: u64 = 1 << 63;
 
@@ -175,6 +179,11 @@ impl Core {
             };
             let log = self.lanes.log_mut(shard);
             if let Some((address, bytes)) = log.cold_range(position, ENTRY_SPAN_BYTES) {
+                if self.populating >= POPULATES_MAX {
+                    self.waiting_to_populate.push(id);
+                    return Pulled::Waits(position);
+                }
+                self.populating += 1;
                 let job = POPULATE_JOB | (u64::from(id.slot) << 32) | u64::from(id.generation);
                 // SAFETY: the range lies in a map of this core's log, which unmaps nothing before it
                 // is dropped, and that is after `sockets` has drained its jobs.
@@ -234,20 +243,34 @@ impl Core {
     }
 
     pub(super) fn populated(&mut self, id: SocketId, result: Result<(), i32>) {
+        self.populating -= 1;
         if let Err(errno) = result {
             let error = std::io::Error::from_raw_os_error(errno);
             tracing::error!(core = self.id.0, %error, "log pages could not be read; the session ends");
             self.say_goodbye(id, GoodbyeReason::Internal, 0);
         }
-        if let Some(connection) = self.connections.get(id) {
-            if let Some((shard, position)) = connection.populating.take() {
-                self.lanes
-                    .log_mut(shard)
-                    .mark_resident(position, ENTRY_SPAN_BYTES);
-            }
-            if !std::mem::replace(&mut connection.dirty, true) {
-                self.dirty.push(id);
-            }
+        if let Some(connection) = self.connections.get(id)
+            && let Some((shard, position)) = connection.populating
+        {
+            self.lanes
+                .log_mut(shard)
+                .mark_resident(position, ENTRY_SPAN_BYTES);
+        }
+        self.pull_again(id);
+        // All of them: whoever finds its pages in memory by now needs no page-in, the others queue.
+        for waiting in std::mem::take(&mut self.waiting_to_populate) {
+            self.pull_again(waiting);
+        }
+    }
+
+    /// Lets a connection pull again that waited for pages.
+    fn pull_again(&mut self, id: SocketId) {
+        let Some(connection) = self.connections.get(id) else {
+            return;
+        };
+        connection.populating = None;
+        if !std::mem::replace(&mut connection.dirty, true) {
+            self.dirty.push(id);
         }
     }
 

@@ -91,7 +91,7 @@ impl Default for SocketsConfig {
     fn default() -> Self {
         SocketsConfig {
             entries: 4096,
-            buffers: 4096,
+            buffers: 1024,
             buffer_bytes: 4096,
         }
     }
