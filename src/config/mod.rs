@@ -107,8 +107,6 @@ pub struct Limits {
     pub hello_timeout_ms: u64,
     /// Entries of one inbox that some device has not acknowledged.
     pub inbox_entries: u64,
-    /// Devices of one user.
-    pub devices_per_user: u64,
     /// Connections that one core holds, handshakes included.
     pub connections_per_core: u64,
 }
@@ -369,7 +367,6 @@ impl Config {
             limits: Limits {
                 hello_timeout_ms: settled.number("limits.hello_timeout_ms")?,
                 inbox_entries: settled.number("limits.inbox_entries")?,
-                devices_per_user: settled.number("limits.devices_per_user")?,
                 connections_per_core: settled.number("limits.connections_per_core")?,
             },
             log: Log {

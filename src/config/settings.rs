@@ -83,8 +83,6 @@ pub(super) const SETTINGS: &[Setting] = &[
         "milliseconds from accepting a connection to its valid Hello"),
     row("limits", "inbox_entries", number(1, 1_000_000), Some("10000"),
         "entries of one inbox that some device has not acknowledged"),
-    row("limits", "devices_per_user", number(1, 64), Some("8"),
-        "devices of one user"),
     row("limits", "connections_per_core", number(1, 1_000_000), Some("100000"),
         "connections that one core holds, handshakes included"),
     row("log", "format", Kind::Choice(&["human", "json"]), Some("human"),

@@ -21,12 +21,14 @@ use iris_proto::v2::RejectCode;
 
 use super::reactor::Handoff;
 use crate::placement::{CoreId, UserHash};
-use crate::ring::{Consumer, Producer, RING_DRAIN_MAX, RING_SLOTS};
+use crate::ring::{Consumer, Producer, RING_SLOTS};
 use crate::runtime::stream::Doorbell;
 use crate::shard::ReplyTo;
 
 /// Bytes of messages for one core that may wait for its ring before this core reads no more sockets.
 pub const PARCEL_BYTES_MAX: usize = 256 * 1024;
+/// Parcels taken from one ring in one turn; the rest waits for the next, after a look at the disk.
+pub const PARCELS_PER_TURN_MAX: usize = 8;
 /// Empty buffers kept for the next parcels.
 const SPARE_BUFFERS_MAX: usize = 8;
 
@@ -258,11 +260,12 @@ impl Mesh {
         let spare = &mut self.spare;
         for peer in &mut self.peers {
             let core = peer.core;
-            peer.consumer.drain(RING_DRAIN_MAX, |parcel| match parcel {
-                Parcel::Empty(buffer) if spare.len() < SPARE_BUFFERS_MAX => spare.push(buffer),
-                Parcel::Empty(_) => {}
-                parcel => take(core, parcel),
-            });
+            peer.consumer
+                .drain(PARCELS_PER_TURN_MAX, |parcel| match parcel {
+                    Parcel::Empty(buffer) if spare.len() < SPARE_BUFFERS_MAX => spare.push(buffer),
+                    Parcel::Empty(_) => {}
+                    parcel => take(core, parcel),
+                });
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 
@@ -54,7 +54,7 @@ pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError
     stop_at_panics();
     // Before anything else, so that no signal after this line finds its default action.
     let mut signals =
-        Signals::new([SIGTERM, SIGINT]).map_err(|source| ServeError::Signals { source })?;
+        Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|source| ServeError::Signals { source })?;
     let prepared = preflight::run(&config)?;
     let running = start(options(&config, prepared.cores)?)?;
     running.publish_address()?;
@@ -62,11 +62,18 @@ pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError
     ready(Ready {
         addr: running.address(),
     });
-    if let Some(signal) = signals.forever().next() {
+    for signal in signals.forever() {
+        if signal == SIGHUP {
+            tracing::warn!(
+                "SIGHUP: reloading is not there yet; restart to take a new configuration"
+            );
+            continue;
+        }
         tracing::info!(
             signal,
             "stopping: clients are sent away and what is under way is finished"
         );
+        break;
     }
     running.drain(Duration::from_millis(config.server.drain_timeout_ms));
     running.wait()?;

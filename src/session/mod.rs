@@ -84,17 +84,22 @@ pub struct Session {
     /// Who it is.
     pub identity: Identity,
     window: Window,
+    /// What the device has acknowledged, in this session or before: only its Acks move it, never
+    /// where a session chose to begin.
+    acknowledged: Seq,
     fetch: Option<Fetch>,
     sends_in_flight: u32,
 }
 
 impl Session {
-    /// A session whose first push is the entry after `cursor`.
+    /// A session of a device whose cursor is `cursor` and whose first push is the entry after
+    /// `start`.
     #[must_use]
-    pub fn new(identity: Identity, cursor: Seq) -> Self {
+    pub fn new(identity: Identity, cursor: Seq, start: Seq) -> Self {
         Self {
             identity,
-            window: Window::new(cursor),
+            window: Window::new(start),
+            acknowledged: cursor,
             fetch: None,
             sends_in_flight: 0,
         }
@@ -135,13 +140,19 @@ impl Session {
     /// The client has everything up to `seq`, or claims so: it cannot have more than was pushed.
     /// Returns the position to make durable when it moved.
     pub fn acknowledge(&mut self, seq: Seq) -> Option<Seq> {
-        self.window.acknowledge(seq)
+        let seq = seq.min(self.window.pushed());
+        self.window.acknowledge(seq);
+        if seq <= self.acknowledged {
+            return None;
+        }
+        self.acknowledged = seq;
+        Some(seq)
     }
 
-    /// The last acknowledged entry.
+    /// The last entry that the device acknowledged.
     #[must_use]
     pub fn acknowledged(&self) -> Seq {
-        self.window.acknowledged()
+        self.acknowledged
     }
 
     /// The client wants stored entries.
@@ -226,7 +237,7 @@ mod tests {
             expires_s: 0,
             send_only,
         };
-        Session::new(identity, Seq(10))
+        Session::new(identity, Seq(10), Seq(10))
     }
 
     fn drain(session: &mut Session, head: Seq) -> Vec<Next> {
@@ -248,6 +259,17 @@ mod tests {
         assert_eq!(start(Some(0), 7), 4);
         assert_eq!(start(Some(u64::MAX), 7), 20);
         assert_eq!(Session::start(None, Seq(0), Seq(1), Seq(0)), Seq(0));
+    }
+
+    /// R: B-6
+    #[test]
+    fn where_a_session_begins_acknowledges_nothing_and_an_ack_of_it_does() {
+        let identity = session(false).identity;
+        let mut session = Session::new(identity, Seq(3), Seq(10));
+        assert_eq!(session.acknowledged(), Seq(3));
+        assert_eq!(session.acknowledge(Seq(2)), None);
+        assert_eq!(session.acknowledge(Seq(10)), Some(Seq(10)));
+        assert_eq!(session.acknowledge(Seq(99)), None, "nothing was pushed yet");
     }
 
     /// R: B-3

@@ -37,6 +37,9 @@ use user::{UserSlot, Users};
 
 /// Bytes of one batch, which is one entry of the log. Full: the next batch is opened behind it.
 pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+/// Emptied batches that a shard keeps for the next ones, and how large each may stay.
+const SPARE_BATCHES_MAX: usize = 2;
+const SPARE_BATCH_BYTES_MAX: usize = 16 * 1024;
 /// The term under which a single node writes. Elections will raise it.
 pub const SINGLE_NODE_TERM: u64 = 1;
 
@@ -252,6 +255,7 @@ pub struct Shard {
     applied: u64,
     // Under way: forgotten by a restart, and then nobody was answered.
     open: VecDeque<Batch>,
+    open_bytes: usize,
     taken: VecDeque<Batch>,
     spare: Vec<Batch>,
     scratch: Vec<u8>,
@@ -272,6 +276,7 @@ impl Shard {
             pairs: Pairs::default(),
             applied: 0,
             open: VecDeque::new(),
+            open_bytes: 0,
             taken: VecDeque::new(),
             spare: Vec::new(),
             scratch: Vec::new(),
@@ -334,6 +339,12 @@ impl Shard {
         self.applied
     }
 
+    /// Bytes of all batches that have not been taken.
+    #[must_use]
+    pub fn open_bytes(&self) -> usize {
+        self.open_bytes
+    }
+
     /// Bytes of the next batch to write, if there is one.
     #[must_use]
     pub fn ready_bytes(&self) -> Option<usize> {
@@ -343,6 +354,7 @@ impl Shard {
     /// Hands out the next batch for the log. It stays here, taken, until it is committed.
     pub fn take(&mut self) -> Option<&Batch> {
         let batch = self.open.pop_front()?;
+        self.open_bytes -= batch.payload.len();
         self.taken.push_back(batch);
         self.taken.back()
     }
@@ -455,7 +467,9 @@ impl Shard {
         let Some(batch) = self.open.back_mut() else {
             unreachable!("a batch was just opened")
         };
+        let before = batch.payload.len();
         item_encode_into(&mut batch.payload, command);
+        self.open_bytes += batch.payload.len() - before;
         batch.replies.push(reply);
         batch.index
     }
@@ -475,10 +489,12 @@ impl Shard {
             unreachable!("a batch of this process is not applicable: {error}");
         }
         effects.append(&mut batch.answers);
-        batch.payload.clear();
-        batch.payload.shrink_to(BATCH_BYTES_MAX);
-        batch.replies.clear();
-        self.spare.push(batch);
+        if self.spare.len() < SPARE_BATCHES_MAX {
+            batch.payload.clear();
+            batch.payload.shrink_to(SPARE_BATCH_BYTES_MAX);
+            batch.replies.clear();
+            self.spare.push(batch);
+        }
     }
 
     /// Applies one entry: the only place where state changes. `replies` has one place for each item,

@@ -400,3 +400,57 @@ fn bodies_up_to_the_limit_pass_and_one_byte_more_is_refused() {
     ann.send(&"x".repeat(65), 1, b"x");
     assert_eq!(ann.rejected().0, RejectCode::BadRecipient);
 }
+
+/// R: B-6
+#[test]
+fn where_a_session_begins_acknowledges_nothing() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let mut ann = Raw::login(&server, "ann");
+    Raw::login(&server, "ben");
+    (1..=5).for_each(|n| ann.send_accepted("ben", n, b"x"));
+    let hello = Hello {
+        resume_after: Some(5),
+        ..Hello::default()
+    };
+    let (mut ben, _) = Raw::login_with(&server, "ben", &hello);
+    assert_eq!(ben.until_pong(), []);
+    drop(ben);
+    let (mut ben, welcome) = Raw::login_with(&server, "ben", &Hello::default());
+    assert_eq!(welcome.cursor, 0, "nothing was acknowledged");
+    (1..=5).for_each(|seq| assert_eq!(ben.entry().seq, seq));
+}
+
+/// R: H-4
+#[test]
+fn thousands_of_users_who_come_back_at_once_after_a_restart_all_get_what_waited() {
+    const USERS: usize = 2_500;
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let mut ann = Raw::login(&server, "ann");
+    let users: Vec<_> = (0..USERS).map(|i| format!("user-{i}")).collect();
+    for some in users.chunks(500) {
+        for user in some {
+            ann.send(user, 1, user.as_bytes());
+        }
+        for _ in some {
+            ann.accepted();
+        }
+    }
+    server.kill();
+    let server = Server::start(data.path());
+    let identity = server.identity();
+    // All say Hello before anybody reads, so that their pages are wanted at the same time.
+    let mut clients: Vec<_> = users
+        .iter()
+        .map(|user| {
+            let mut client = Raw::connect(server.address, &identity);
+            client.hello(&identity.token(user), &Hello::default());
+            client
+        })
+        .collect();
+    for (client, user) in clients.iter_mut().zip(&users) {
+        client.welcome();
+        assert_eq!(client.entry().body, user.as_bytes());
+    }
+}

@@ -285,3 +285,22 @@ fn the_largest_numbers_in_every_field_are_just_numbers() {
     let (_, welcome) = Raw::login_with(&server, "ann", &resume);
     assert_eq!(welcome.cursor, 1);
 }
+
+/// R: A-5
+#[test]
+fn a_bad_record_behind_a_burst_of_pings_ends_that_connection_and_nothing_else() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let mut watcher = Raw::login(&server, "watcher");
+    for i in 0..20 {
+        let mut client = Raw::login(&server, &format!("user-{i}"));
+        for nonce in 0..2_000 {
+            client.write(ClientFrame::Ping(v2::Ping { nonce }));
+        }
+        client.write_unsealed(&[0x17, 3, 3, 0, 32]);
+        client.write_unsealed(&[0xee; 32]);
+        // Takes the slot that the broken one leaves.
+        Raw::login(&server, "another");
+    }
+    watcher.send_accepted("watcher", 1, b"still here");
+}

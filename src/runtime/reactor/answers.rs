@@ -1,5 +1,7 @@
 //! What the shards decided, carried to whom it concerns; and how sessions end.
 
+use std::time::Instant;
+
 use iris_proto::id::{DeviceId, SendNumber};
 use iris_proto::v2::{self, GoodbyeReason, RejectCode};
 use iris_proto::wire;
@@ -14,7 +16,7 @@ use crate::shard::user::UserSlot;
 use crate::shard::{Effect, Refusal, ReplyTo};
 
 /// After how many milliseconds a send refused by a full disk may be repeated. A guess.
-const DISK_RETRY_MS: u64 = 5_000;
+pub(super) const DISK_RETRY_MS: u64 = 5_000;
 
 impl Core {
     /// Carries out the effects of this core's shards, in order.
@@ -123,21 +125,31 @@ impl Core {
         }
     }
 
-    /// The newest connection of a device wins.
-    pub(super) fn replace_older(&mut self, shard: ShardId, user: UserSlot, device: &DeviceId) {
+    /// Of a device's connections the one whose Hello came last stays. Says goodbye to an older one;
+    /// false when there is a newer one.
+    pub(super) fn replace_older(
+        &mut self,
+        shard: ShardId,
+        user: UserSlot,
+        device: &DeviceId,
+        at: Instant,
+    ) -> bool {
         let Some(sessions) = self.sessions.get(&(shard, user)) else {
-            return;
+            return true;
         };
-        let mut older = None;
+        let mut other = None;
         for id in sessions {
             let live = self.connections.get(*id).and_then(Connection::live);
-            if live.is_some_and(|live| live.session.identity.device == *device) {
-                older = Some(*id);
+            if let Some(live) = live.filter(|live| live.session.identity.device == *device) {
+                other = Some((*id, live.at));
             }
         }
-        if let Some(id) = older {
-            self.say_goodbye(id, GoodbyeReason::Replaced, 0);
+        match other {
+            Some((_, newer)) if newer > at => return false,
+            Some((older, _)) => self.say_goodbye(older, GoodbyeReason::Replaced, 0),
+            None => {}
         }
+        true
     }
 
     pub(super) fn mark_dirty(&mut self, connection: &mut Connection) {

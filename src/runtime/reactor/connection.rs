@@ -10,6 +10,7 @@
 //! `backlog` and `out`, which go back to nothing when they are empty.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use iris_proto::frame::Decoder;
 use iris_proto::id::Seq;
@@ -30,11 +31,15 @@ pub struct Login {
     pub identity: Identity,
     pub resume_after: Option<u64>,
     pub session: u64,
+    /// When its Hello was read: of two connections of a device the later one stays.
+    pub at: Instant,
 }
 
 /// A session and where its inbox is.
 pub struct Live {
     pub session: Session,
+    /// When its Hello was read.
+    pub at: Instant,
     pub shard: ShardId,
     /// `None` for a session that only sends.
     pub user: Option<UserSlot>,

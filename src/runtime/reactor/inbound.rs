@@ -14,12 +14,14 @@ use iris_proto::v2::{self, GoodbyeReason, RejectCode};
 use iris_proto::wire::{self, ClientFrameRef, DecodeError, HelloRef, SendRef};
 
 use super::Core;
+use super::answers::DISK_RETRY_MS;
 use super::connection::{Connection, Handoff, Live, Login, State};
+use crate::placement::ShardId;
 use crate::runtime::mesh::Message;
 use crate::runtime::stream::{BufferId, Ended, SocketId};
 use crate::runtime::tls::Tls;
 use crate::session::login::{check_version, identify, welcome};
-use crate::session::{FetchRefusal, Session};
+use crate::session::{FetchRefusal, Identity, Session};
 use crate::shard::command::Append;
 use crate::shard::user::Device;
 use crate::shard::{Input, ReplyTo};
@@ -79,6 +81,7 @@ impl Core {
             Err(error) => {
                 tracing::debug!(core = self.id.0, %error, "a connection broke the rules of TLS");
                 self.plain = plain;
+                connection.out = Vec::new(); // nothing can be sealed any more
                 self.begin_closing(&mut connection); // the alert in `wire` still goes out
                 self.connections.put_back(connection);
             }
@@ -103,7 +106,7 @@ impl Core {
 
     /// Whether the next frame of a connection may be processed.
     fn gate_is_open(&self, connection: &Connection) -> bool {
-        connection.may_process() && !self.is_congested()
+        connection.may_process() && !self.is_congested() && self.draining.is_none()
     }
 
     /// Processes frames while the gate is open; what is left of the input.
@@ -187,6 +190,7 @@ impl Core {
             identity: identify(claims, hello, hash)?,
             resume_after: hello.resume_after,
             session: random_u64(),
+            at: self.now.monotonic,
         });
         let home = self.placement.core_of(self.placement.shard_of(hash));
         if home == self.id {
@@ -225,7 +229,7 @@ impl Core {
 
     /// A connection has come from another core.
     pub(super) fn entered(&mut self, handoff: Handoff) {
-        if self.draining.is_some() {
+        if self.draining.is_some() || self.sockets.count() >= self.connections_max {
             return; // the client sees the end of the connection and comes back elsewhere
         }
         let Handoff {
@@ -253,6 +257,12 @@ impl Core {
             self.go_live(connection);
             return;
         }
+        if !self.lanes.has_space(shard) && !self.is_known(&identity, shard) {
+            self.leave(connection, GoodbyeReason::Overloaded, DISK_RETRY_MS);
+            return;
+        }
+        let deadline = self.now.monotonic + self.hello_timeout;
+        self.greeting.push_back((deadline, connection.id));
         let reply = ReplyTo {
             core: self.id,
             slot: connection.id.slot,
@@ -268,6 +278,13 @@ impl Core {
         self.lanes.step(&self.now, shard, input);
     }
 
+    /// Whether a device can begin without a write.
+    fn is_known(&self, identity: &Identity, shard: ShardId) -> bool {
+        let users = self.lanes.shard(shard).users();
+        let user = users.find(identity.user.as_str(), identity.hash);
+        user.is_some_and(|user| users.get(user).device(identity.device.as_str()).is_some())
+    }
+
     /// Turns an entering connection into a session and says Welcome.
     pub(super) fn go_live(&mut self, connection: &mut Connection) {
         let State::Entering(login) = std::mem::replace(&mut connection.state, State::Closing)
@@ -278,13 +295,15 @@ impl Core {
             identity,
             resume_after,
             session,
+            at,
         } = *login;
         let shard = self.placement.shard_of(identity.hash);
         let users = self.lanes.shard(shard).users();
         let slot = users.find(identity.user.as_str(), identity.hash);
         let user = slot.filter(|_| !identity.send_only);
-        if let Some(user) = user {
-            self.replace_older(shard, user, &identity.device); // which settles the cursor
+        // Replacing settles the cursor.
+        if user.is_some_and(|user| !self.replace_older(shard, user, &identity.device, at)) {
+            return self.leave(connection, GoodbyeReason::Replaced, 0);
         }
         let users = self.lanes.shard(shard).users();
         let (head, oldest, cursor) = user.map_or((Seq(0), Seq(1), Seq(0)), |slot| {
@@ -318,13 +337,15 @@ impl Core {
         }
         self.expire_later(identity.expires_s, connection.id);
         connection.decoder.set_max(FRAME_BYTES_MAX);
-        let session = Session::new(identity, start);
+        let session = Session::new(identity, cursor, start);
+        let (proposed, gathering) = (cursor, false);
         let live = Live {
             session,
+            at,
             shard,
             user,
-            proposed: cursor,
-            gathering: false,
+            proposed,
+            gathering,
         };
         connection.state = State::Live(Box::new(live));
         self.mark_dirty(connection);
@@ -492,7 +513,12 @@ impl Core {
         }
         connection.stalled = true;
         self.sockets.pause(connection.id);
-        if connection.may_process() {
+        self.wait_for_the_core(connection);
+    }
+
+    /// A stalled connection without an obstacle of its own goes on when the core can.
+    fn wait_for_the_core(&mut self, connection: &mut Connection) {
+        if connection.may_process() && !std::mem::replace(&mut connection.retrying, true) {
             self.congested.push(connection.id);
         }
     }
@@ -529,15 +555,11 @@ impl Core {
         let backlog = std::mem::take(&mut connection.backlog);
         let rest = self.process_frames(connection, &backlog);
         if rest.is_empty() {
-            if !matches!(connection.state, State::Closing) {
-                self.sockets.resume(connection.id);
-            }
+            self.sockets.resume(connection.id);
         } else {
             connection.backlog = rest.to_vec();
             connection.stalled = true;
-            if connection.may_process() {
-                self.congested.push(connection.id);
-            }
+            self.wait_for_the_core(connection);
         }
     }
 

@@ -73,7 +73,7 @@ pub(super) struct Lanes {
     /// By shard number; `None` for other cores' shards.
     shards: Vec<Option<Box<Shard>>>,
     is_ready: Vec<bool>,
-    /// Bytes in open batches, about: what was proposed and not yet put into a frame.
+    /// Bytes in open batches: what was proposed and not yet put into a frame.
     pending_bytes: usize,
     scratch: Vec<Effect>,
     /// What the shards want done, in order.
@@ -153,10 +153,9 @@ impl Lanes {
         let Some(shard) = &mut self.shards[usize::from(id.0)] else {
             unreachable!("shard {} belongs to another core", id.0);
         };
-        if let Input::Append { command, .. } = input {
-            self.pending_bytes += command.len();
-        }
+        let before = shard.open_bytes();
         shard.step(now.unix_ms, input, &mut self.scratch);
+        self.pending_bytes += shard.open_bytes() - before; // a step only adds
         let is_ready = shard.ready_bytes().is_some();
         self.effects
             .extend(self.scratch.drain(..).map(|effect| (id, effect)));
@@ -183,15 +182,12 @@ impl Lanes {
             if lane.is_waiting() {
                 if lane.loaded.is_empty() {
                     let loaded = load(lane, &mut self.shards, &mut self.is_ready);
-                    self.pending_bytes = self.pending_bytes.saturating_sub(loaded);
+                    self.pending_bytes -= loaded;
                 }
                 launch(lane, FrameKind::Data, now, sockets);
             } else if seal {
                 launch(lane, FrameKind::Seal, now, sockets);
             }
-        }
-        if self.lanes.iter().all(|lane| lane.ready.is_empty()) {
-            self.pending_bytes = 0; // the sum is of estimates; here it is exact
         }
     }
 
@@ -274,6 +270,11 @@ impl Lanes {
             .all(|lane| lane.flight.is_none() && !lane.is_waiting())
     }
 
+    /// Whether a sync is under way.
+    pub(super) fn is_syncing(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.flight.is_some())
+    }
+
     /// Whether a log has something to write and could begin, as far as is known. One that waits for
     /// its next segment is tried again every tick.
     pub(super) fn can_launch(&self) -> bool {
@@ -284,35 +285,41 @@ impl Lanes {
     }
 }
 
-/// Puts the batches of a lane's shards into its frame, as many as fit; their bytes.
+/// Puts the batches of a lane's shards into its frame, one of each shard in turn, as many as fit;
+/// their bytes.
 fn load(lane: &mut Lane, shards: &mut [Option<Box<Shard>>], is_ready: &mut [bool]) -> usize {
     let mut loaded = 0;
-    while let Some(&id) = lane.ready.front() {
+    while let Some(id) = lane.ready.pop_front() {
         let Some(shard) = &mut shards[usize::from(id.0)] else {
             unreachable!("a shard of another core became ready here");
         };
-        while let Some(bytes) = shard.ready_bytes() {
-            if !lane.frame.fits(bytes) {
-                return loaded;
-            }
-            let Some(batch) = shard.take() else {
-                unreachable!("a ready batch was counted")
-            };
-            let header = RecordHeader {
-                kind: RecordKind::Entry,
-                flags: 0,
-                shard: id.0,
-                term: SINGLE_NODE_TERM,
-                index: batch.index(),
-                a: batch.time_ms(),
-                b: batch.items() as u64,
-            };
-            let offset = lane.frame.record(header, batch.payload());
-            lane.loaded.push((id, offset as u64));
-            loaded += bytes;
+        if shard
+            .ready_bytes()
+            .is_some_and(|bytes| !lane.frame.fits(bytes))
+        {
+            lane.ready.push_front(id);
+            break;
         }
-        is_ready[usize::from(id.0)] = false;
-        lane.ready.pop_front();
+        let Some(batch) = shard.take() else {
+            unreachable!("a shard without a batch became ready");
+        };
+        let header = RecordHeader {
+            kind: RecordKind::Entry,
+            flags: 0,
+            shard: id.0,
+            term: SINGLE_NODE_TERM,
+            index: batch.index(),
+            a: batch.time_ms(),
+            b: batch.items() as u64,
+        };
+        let offset = lane.frame.record(header, batch.payload());
+        loaded += batch.payload().len();
+        lane.loaded.push((id, offset as u64));
+        if shard.ready_bytes().is_some() {
+            lane.ready.push_back(id);
+        } else {
+            is_ready[usize::from(id.0)] = false;
+        }
     }
     loaded
 }

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! One task, one loop, [`Core::turn`]; each step is bounded, so a turn is short and every source gets
-//! its share. When a turn finds nothing to do the core sleeps on one eventfd, which sockets, disks,
-//! other cores and the clock all ring.
+//! its share. When a turn finds nothing to do the core sleeps in its ring, until a socket, a disk, another
+//! core's doorbell or the clock wakes it.
 //!
 //! The executor has a known defect (it can park with runnable tasks when its preempt timer fires
 //! early). It cannot strike here: the core sleeps in its own ring, [`SLEEP_MAX`] at the longest, and
@@ -41,8 +41,8 @@ use crate::placement::{CoreId, LogId, Placement, ShardId};
 use crate::ring::Sleeper;
 use crate::shard::Shard;
 use crate::shard::user::UserSlot;
-use connection::Connections;
 pub use connection::Handoff;
+use connection::{Connections, State};
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
 
@@ -144,6 +144,7 @@ pub(super) struct Core {
     next_tick: Instant,
     next_gathering: Instant,
     draining: Option<Instant>,
+    has_said_goodbye: bool,
     /// Page-ins under way, and those who wait for one of them to end.
     populating: usize,
     waiting_to_populate: Vec<SocketId>,
@@ -189,6 +190,7 @@ impl Core {
             next_tick: now.monotonic,
             next_gathering: now.monotonic,
             draining: None,
+            has_said_goodbye: false,
             populating: 0,
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
@@ -236,8 +238,9 @@ impl Core {
 
     /// Whether the next turn would find nothing to do. What is under way rings the eventfd.
     fn is_idle(&mut self) -> bool {
+        let may_go_on = self.retry.is_empty() && self.congested.is_empty();
         self.dirty.is_empty()
-            && self.retry.is_empty()
+            && (may_go_on || self.is_congested() || self.draining.is_some())
             && self.lanes.effects.is_empty()
             && !self.lanes.can_launch()
             && !self.mesh.is_dirty()
@@ -310,10 +313,9 @@ impl Core {
             }
         }
         while let Some(id) = pop_due(&mut self.greeting, self.now.monotonic) {
-            let still = self
-                .connections
-                .get(id)
-                .is_some_and(|connection| matches!(connection.state, connection::State::Greeting));
+            let still = self.connections.get(id).is_some_and(|connection| {
+                matches!(connection.state, State::Greeting | State::Entering(_))
+            });
             if still {
                 self.say_goodbye(id, GoodbyeReason::HelloTimeout, 0);
             }
@@ -322,6 +324,7 @@ impl Core {
             self.drop_connection(id);
         }
         self.expire_sessions();
+        self.send_away();
         if self.now.monotonic >= self.next_gathering {
             self.next_gathering = self.now.monotonic + ACK_GATHER;
             self.gather_cursors();
@@ -355,6 +358,14 @@ impl Core {
         self.draining = Some(deadline);
         self.sockets.stop_listening();
         self.gather_cursors();
+    }
+
+    /// Once nothing waits for a disk any more and its answers are on their way, everybody is sent away.
+    fn send_away(&mut self) {
+        if self.draining.is_none() || self.has_said_goodbye || !self.lanes.is_quiet() {
+            return;
+        }
+        self.has_said_goodbye = true;
         for (index, id) in self.connections.ids().into_iter().enumerate() {
             let jitter = jitter_ms(index as u64 ^ self.now.unix_ms, SHUTDOWN_RETRY_MS);
             self.say_goodbye(id, GoodbyeReason::ShuttingDown, jitter);
@@ -366,9 +377,12 @@ impl Core {
             return false;
         };
         if self.now.monotonic >= deadline {
-            return self.lanes.is_quiet();
+            return !self.lanes.is_syncing(); // what waits for room on the disk was promised to nobody
         }
-        self.connections.is_empty() && self.lanes.is_quiet() && !self.mesh.is_dirty()
+        self.has_said_goodbye
+            && self.connections.is_empty()
+            && self.lanes.is_quiet()
+            && !self.mesh.is_dirty()
     }
 
     /// Whether nothing more should be read from sockets.

@@ -72,14 +72,17 @@ impl Core {
                 continue;
             };
             connection.dirty = false;
-            if self.sockets.can_send(id) {
-                self.send_one(&mut connection);
-            }
+            let is_sound = !self.sockets.can_send(id) || self.send_one(&mut connection);
             self.connections.put_back(connection);
+            if !is_sound {
+                tracing::error!(core = self.id.0, "a TLS session could not seal; it is cut");
+                self.drop_connection(id);
+            }
         }
     }
 
-    fn send_one(&mut self, connection: &mut Connection) {
+    /// Sends what a connection is owed, as far as one send goes; false when it cannot be sealed.
+    fn send_one(&mut self, connection: &mut Connection) -> bool {
         let mut plain = std::mem::take(&mut self.plain);
         plain.clear();
         let had_out = !connection.out.is_empty();
@@ -106,40 +109,38 @@ impl Core {
             self.leave(connection, GoodbyeReason::Internal, 0);
             plain.append(&mut connection.out);
         }
-        self.seal_and_send(connection, &plain);
+        let is_sound = self.seal_and_send(connection, &plain);
         self.plain = plain;
+        is_sound
     }
 
-    fn seal_and_send(&mut self, connection: &mut Connection, plain: &[u8]) {
+    fn seal_and_send(&mut self, connection: &mut Connection, plain: &[u8]) -> bool {
         let id = connection.id;
         let mut sealed = match connection.wire.is_empty() {
             true => self.buffers.pop().unwrap_or_default(),
             false => std::mem::take(&mut connection.wire),
         };
-        let mut failed = false;
-        if !plain.is_empty() {
-            failed = connection.tls.seal(plain, &mut sealed).is_err();
+        if !plain.is_empty() && connection.tls.seal(plain, &mut sealed).is_err() {
+            return false;
         }
         let is_closing = matches!(connection.state, State::Closing);
-        if is_closing && !connection.finished && !failed {
+        if is_closing && !connection.finished {
             connection.tls.close(&mut sealed);
         }
-        if failed {
-            tracing::error!(core = self.id.0, "a TLS session could not seal; it is cut");
-            self.begin_closing(connection);
-            self.sockets.close(id);
-        } else if !sealed.is_empty() && !connection.finished {
+        if !sealed.is_empty() && !connection.finished {
             connection.finished = is_closing;
             self.totals.sends += 1;
             self.sockets.send(id, sealed);
-            return;
-        } else if is_closing && !connection.finished {
+            return true;
+        }
+        if is_closing && !connection.finished {
             connection.finished = true;
             self.sockets.finish(id);
         } else if matches!(connection.state, State::Leaving(..)) {
             self.sockets.detach(id);
         }
         self.keep_buffer(sealed);
+        true
     }
 
     /// Appends the frames of what a session is owed, as much as fits into one send.
@@ -214,7 +215,7 @@ impl Core {
         let item = match self.lanes.log_mut(shard).item(position) {
             Ok(item) => item,
             Err(error) => {
-                tracing::error!(shard = shard.0, seq = seq.0, lsn = position, %error, "an entry is damaged and was not delivered; run `iris log verify` and restore the log from a backup");
+                tracing::error!(shard = shard.0, seq = seq.0, lsn = position, %error, "an entry is damaged and was not delivered; stop the switch and restore the log from a backup");
                 return None;
             }
         };
@@ -249,7 +250,8 @@ impl Core {
             tracing::error!(core = self.id.0, %error, "log pages could not be read; the session ends");
             self.say_goodbye(id, GoodbyeReason::Internal, 0);
         }
-        if let Some(connection) = self.connections.get(id)
+        if result.is_ok()
+            && let Some(connection) = self.connections.get(id)
             && let Some((shard, position)) = connection.populating
         {
             self.lanes

@@ -96,8 +96,8 @@ pub enum LogError {
     #[error(
         "log segment {path} is damaged at byte {offset} (position {lsn:#x}): {fault}, but the \
          frame at position {proof_lsn:#x} says that the log was durable up to \
-         {proof_synced_lsn:#x}; restore the data directory from a backup, or look at what \
-         is lost with `iris log salvage`"
+         {proof_synced_lsn:#x}; restore the data directory from a backup; \
+         nothing was changed"
     )]
     Damaged {
         /// The segment.

@@ -107,16 +107,31 @@ pub(super) fn new_socket(address: SocketAddr) -> std::io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Seconds of silence after which the kernel asks a peer whether it is still there, and between two
+/// such questions.
+static KEEPALIVE_IDLE_S: libc::c_int = 60;
+static KEEPALIVE_INTERVAL_S: libc::c_int = 15;
+/// Milliseconds for which a peer may leave sent bytes or questions unacknowledged, or its receive window
+/// closed. Over it the connection breaks: a dead or stuck peer holds a socket no longer than this.
+static UNACKNOWLEDGED_MS_MAX: libc::c_int = 90_000;
+
 /// Sends small writes at once, and lets the ring, not the flag, decide about blocking.
 pub(super) fn prepare(socket: &OwnedFd) {
     let (one, zero): (libc::c_int, libc::c_int) = (1, 0);
     let fd = socket.as_raw_fd();
-    // SAFETY: both pointers are to integers that outlive the calls. Failure is not an error: a Unix
+    // SAFETY: all pointers are to integers that outlive the calls. Failure is not an error: a Unix
     // socket has no TCP_NODELAY, and works without.
     unsafe {
         let length = size_of::<libc::c_int>() as libc::socklen_t;
         let value = (&raw const one).cast();
         libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, value, length);
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, value, length);
+        let value = (&raw const KEEPALIVE_IDLE_S).cast();
+        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, value, length);
+        let value = (&raw const KEEPALIVE_INTERVAL_S).cast();
+        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, value, length);
+        let value = (&raw const UNACKNOWLEDGED_MS_MAX).cast();
+        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, value, length);
         libc::ioctl(fd, libc::FIONBIO, &raw const zero);
     }
 }

@@ -1,18 +1,14 @@
-//! How a core sleeps and how it is woken: one eventfd, read through glommio.
+//! How a core sleeps and how it is woken: in its own ring.
 //!
 //! ```text
-//!   completions of the private ring ─┐
-//!   doorbells of other cores ────────┼─▶ eventfd ─▶ glommio's ring ─▶ Waiter::wait returns
-//!   doorbells of other threads ──────┘
+//!   completions of sockets and disks ──────────┐
+//!   doorbells of cores and threads ─▶ eventfd ─┼─▶ the core's ring ─▶ wait returns
+//!   SLEEP_MAX ─────────────────────────────────┘
 //! ```
 //!
-//! While the core is awake its completions do not write to the eventfd at all; `wait` switches that
-//! on, looks once more whether there is work, and only then sleeps. Whoever rings a [`Doorbell`]
-//! wakes a sleeping core, or makes its next `wait` return at once.
-//!
-//! The executor has a known defect: it may park although a task is runnable, and then sleeps until
-//! the next I/O, timer or wake. Keep one standing timer per executor (50 ms), so that a lost
-//! wake-up costs milliseconds and never a hang.
+//! Every write to the eventfd is a completion of a poll that stands as long as the ring. The executor
+//! never parks while a core serves, so its known defect (parking with runnable tasks) cannot strike,
+//! and a wake-up that were ever lost would cost [`SLEEP_MAX`] and never a hang.
 
 use super::{Sockets, StartError};
 use std::fs::File;
@@ -41,7 +37,7 @@ pub struct Doorbell {
 }
 
 impl Doorbell {
-    /// Makes the core's present or next [`Waiter::wait`] return. Never blocks: the counter would
+    /// Makes the core's present or next [`wait`] return. Never blocks: the counter would
     /// have to stand at 2^64 - 2. One system call, so ring once per batch, and only if the core
     /// said that it sleeps.
     pub fn ring(&self) {
