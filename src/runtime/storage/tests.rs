@@ -282,7 +282,7 @@ fn a_rotten_bit_is_reported_with_file_and_offset_and_nothing_is_changed() {
     assert!(matches!(fault, Fault::Body { .. }), "{fault:?}");
     assert!(proof_synced_lsn > offset && proof_synced_lsn <= last);
     assert!(
-        text.contains("salvage") && text.contains("byte 4096"),
+        text.contains("restore") && text.contains("byte 4096"),
         "{text}"
     );
     assert_eq!(fs::read(&file).unwrap(), image);
