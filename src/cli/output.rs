@@ -1,7 +1,7 @@
 //! Printing: results to standard output, complaints to standard error.
 //!
 //! Rust ignores SIGPIPE, so a print after the reader left returns `EPIPE`, and `println!` panics on it.
-//! Results go through [`print`], which turns it into [`Failure::ReaderGone`]: a quiet end.
+//! Results go through [`print()`], which turns it into [`Failure::ReaderGone`]: a quiet end.
 
 use std::fmt::Display;
 use std::io::{self, Write};

@@ -7,7 +7,7 @@
 //!   └──────── outbound ──────────────┘
 //! ```
 //!
-//! One task, one loop, [`Core::turn`]; each step is bounded, so a turn is short and every source gets
+//! One task, one loop, `Core::turn`; each step is bounded, so a turn is short and every source gets
 //! its share. When a turn finds nothing to do the core sleeps in its ring, until a socket, a disk, another
 //! core's doorbell or the clock wakes it.
 //!
