@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::hooks::SyncGate;
+use crate::log::limits::SEAL_AFTER_MS;
 use crate::log::{FrameBuilder, FrameKind, RecordHeader, RecordKind};
 use crate::placement::{LogId, Placement, ShardId};
 use crate::runtime::clock::Clock;
@@ -29,7 +30,7 @@ use crate::shard::{Effect, Input, SINGLE_NODE_TERM, Shard};
 /// sockets nor rings until a sync returns.
 pub const PENDING_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A log that wrote nothing for so long gets a SEAL frame, which proves what was durable.
-pub const SEAL_AFTER: Duration = Duration::from_millis(50);
+pub const SEAL_AFTER: Duration = Duration::from_millis(SEAL_AFTER_MS);
 
 /// How long a batch may wait for more while there is more to read. A core with input left is busy
 /// anyway, and larger batches make its answers fewer and larger; one without commits at once.
