@@ -31,4 +31,4 @@ pub use format::{
     FrameHeader, FrameKind, HeaderFault, NodeIdentity, Placement, RecordFault, RecordHeader,
     RecordKind, SegmentHeader, SegmentSize, records,
 };
-pub use items::{ItemError, Items, item_at, item_encode_into, items};
+pub use items::{ItemError, Items, item_at, item_encode_into, item_encode_with, items};
