@@ -28,7 +28,7 @@ pub mod recovery;
 
 pub use builder::FrameBuilder;
 pub use format::{
-    FrameHeader, FrameKind, HeaderFault, NodeIdentity, Placement, RecordFault, RecordHeader,
-    RecordKind, SegmentHeader, SegmentSize, records,
+    FrameHeader, FrameKind, HeaderFault, HeadsError, NodeIdentity, Placement, RecordFault,
+    RecordHeader, RecordKind, SegmentHeader, SegmentSize, heads, heads_encode, records,
 };
 pub use items::{ItemError, Items, item_at, item_encode_into, items};
