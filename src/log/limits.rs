@@ -29,6 +29,10 @@ pub const RECORD_PAYLOAD_BYTES_MAX: usize =
 pub const ITEM_HEADER_BYTES: usize = 8;
 /// Bytes of one item's payload. A length over it is a bad item, found before the CRC is computed.
 pub const ITEM_PAYLOAD_BYTES_MAX: usize = RECORD_PAYLOAD_BYTES_MAX - ITEM_HEADER_BYTES;
+/// Zeroed segments kept ahead of each log. Fewer on a full disk: new sends are refused.
+pub const SPARES: usize = 2;
+/// Buffers kept for reuse by each log: one in flight, one filling, and END frames.
+pub const BUFFERS_KEPT: usize = 4;
 /// Milliseconds without a write after which a SEAL frame carries the watermark forward, so that
 /// only the very last flush is ever in doubt.
 pub const SEAL_AFTER_MS: u64 = 50;
@@ -39,6 +43,7 @@ pub const fn end_bytes(heads: usize) -> usize {
 }
 
 const _: () = {
+    assert!(SPARES >= 2); // one may be lost to a rotation while the other is made
     assert!(SEGMENT_BYTES_MIN.is_power_of_two()); // a position splits by shift and mask
     assert!(SEGMENT_BYTES_DEFAULT.is_power_of_two());
     assert!(SEGMENT_BYTES_MAX.is_power_of_two());

@@ -25,6 +25,7 @@ mod format;
 mod items;
 pub mod limits;
 pub mod recovery;
+mod writer;
 
 pub use builder::FrameBuilder;
 pub use format::{
@@ -32,3 +33,4 @@ pub use format::{
     RecordHeader, RecordKind, SegmentHeader, SegmentSize, heads, heads_encode, records,
 };
 pub use items::{ItemError, Items, item_at, item_encode_into, items};
+pub use writer::{Flush, PlaceError, Space, Write, Writer, WriterStart};
