@@ -396,6 +396,17 @@ impl Store {
         self.clean(now, io);
     }
 
+    /// The segment that frames are appended to; `None` when the next one opens a segment.
+    #[must_use]
+    pub fn active_segment(&self) -> Option<u64> {
+        self.writer.active_segment()
+    }
+
+    /// The next segment to be prepared, each named once. For the start; later [`Store::poll`] asks.
+    pub fn wants_segment(&mut self) -> Option<u64> {
+        self.writer.wants_segment()
+    }
+
     /// A spare segment is there.
     pub fn spare_ready(&mut self, segment: u64, salt: u64) {
         self.writer.spare_ready(segment, salt);
