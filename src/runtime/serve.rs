@@ -9,9 +9,10 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 
 use super::preflight::{self, PreflightError};
-use super::start::{NodeError, Options, start};
+use super::start::{NodeError, Options, Upkeep, start};
 use super::storage::{DataDirError, Format, SHARDS_DEFAULT};
 use super::tls::{TlsConfigError, server_config};
+use crate::shard::ShardConfig;
 use crate::config::{Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
 
 /// The switch listens: what its starter wants to know.
@@ -104,12 +105,21 @@ pub fn options(config: &Config, processors: Vec<usize>) -> Result<Options, Serve
         data: config.server.data.clone(),
         format: Format {
             logs,
+            segment_bytes: config.storage.segment_bytes,
             ..Format::default()
         },
         tls: server_config(&certificate, &key)?,
         keyring: Arc::new(config.keyring()?),
         hello_timeout: Duration::from_millis(config.limits.hello_timeout_ms),
-        inbox_entries_max: config.limits.inbox_entries,
+        shard: ShardConfig {
+            inbox_entries_max: config.limits.inbox_entries,
+            retention: config.storage.retention,
+            ..ShardConfig::default()
+        },
+        upkeep: Upkeep {
+            checkpoint_bytes: config.storage.checkpoint_bytes,
+            clean_bytes_per_s: config.storage.clean_bytes_per_s,
+        },
         connections_per_core_max: usize::try_from(config.limits.connections_per_core)
             .unwrap_or(usize::MAX),
         hooks: super::Hooks::default(),

@@ -12,14 +12,14 @@ use thiserror::Error;
 
 use super::mesh::{Mesh, Parcel, Peer};
 use super::reactor::{Control, Core, CoreParts, Hooks};
-use super::storage::{DataDir, DataDirError, Format, Log, LogError};
+use super::storage::{DataDir, DataDirError, Files, Format, LogError, open_log};
 use super::stream::{Doorbell, Sockets, SocketsConfig, StartError};
 use crate::auth::Keyring;
-use crate::log::RecordKind;
-use crate::log::recovery::Recovered;
-use crate::placement::{CoreId, HashKey, LogId, Placement, ShardId};
+use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::ring::{Consumer, Producer, Sleeper, link};
-use crate::shard::{ApplyError, Entry, Shard};
+use crate::shard::ShardConfig;
+use crate::store::recover::shards_of_log;
+use crate::store::{Setup, Store};
 
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
@@ -43,12 +43,32 @@ pub struct Options {
     pub keyring: Arc<Keyring>,
     /// How long a stranger may take to say a valid Hello.
     pub hello_timeout: Duration,
-    /// Unacknowledged entries of one inbox.
-    pub inbox_entries_max: u64,
+    /// What is configured of each shard.
+    pub shard: ShardConfig,
+    /// When checkpoints are written and how fast old segments are cleaned.
+    pub upkeep: Upkeep,
     /// Connections of one core; more are closed as they come.
     pub connections_per_core_max: usize,
     /// For tests.
     pub hooks: Hooks,
+}
+
+/// How a log is kept short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Bytes of the log between two checkpoints, at least.
+    pub checkpoint_bytes: u64,
+    /// Bytes a second that cleaning reads of old segments, beside twice what is appended.
+    pub clean_bytes_per_s: u64,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self {
+            checkpoint_bytes: 256 * 1024 * 1024,
+            clean_bytes_per_s: 4 * 1024 * 1024,
+        }
+    }
 }
 
 /// Why a node did not start.
@@ -60,9 +80,6 @@ pub enum NodeError {
     /// A log cannot be read.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// A log's content cannot be applied.
-    #[error(transparent)]
-    Apply(#[from] ApplyError),
     /// A core's rings cannot be set up.
     #[error(transparent)]
     Rings(#[from] StartError),
@@ -289,11 +306,11 @@ struct Seed {
 impl Seed {
     /// The life of one core.
     async fn run(self, prepared: Sender<Prepared>, may_go: Receiver<Go>) -> Vec<(LogId, u64)> {
-        let ready = self.recover().and_then(|durable| {
+        let ready = self.recover().and_then(|logs| {
             let sockets = Sockets::new(SocketsConfig::default())?;
-            Ok((durable, sockets))
+            Ok((logs, sockets))
         });
-        let (durable, sockets) = match ready {
+        let (mut logs, sockets) = match ready {
             Ok(ready) => ready,
             Err(error) => {
                 let _ = prepared.send(Err(error)); // the starter waits for exactly this
@@ -306,10 +323,9 @@ impl Seed {
         let Ok(Go { mesh, listener }) = may_go.recv() else {
             return Vec::new();
         };
-        let (mut logs, shards) = durable;
-        for (_, log) in &mut logs {
+        for (_, _, files) in &mut logs {
             let doorbell = sockets.doorbell();
-            log.on_space_change(move || doorbell.ring());
+            files.on_done(move || doorbell.ring());
         }
         let parts = CoreParts {
             id: self.id,
@@ -320,7 +336,6 @@ impl Seed {
             hello_timeout: self.options.hello_timeout,
             connections_max: self.options.connections_per_core_max,
             logs,
-            shards,
             mesh,
             sleeper: self.sleeper,
             control: self.orders,
@@ -331,59 +346,29 @@ impl Seed {
         core.run().await
     }
 
-    /// Replays this core's logs into its shards.
-    fn recover(&self) -> Result<Durable, NodeError> {
+    /// Opens this core's logs.
+    fn recover(&self) -> Result<Vec<(LogId, Store, Files)>, NodeError> {
         let placement = self.placement;
-        let mut shards: Vec<Option<Box<Shard>>> = (0..placement.shards())
-            .map(|shard| {
-                let id = ShardId(shard);
-                let mine = placement.core_of(id) == self.id;
-                mine.then(|| {
-                    let key = HashKey(self.data.super_block().hash_key);
-                    Box::new(Shard::new(id, key, self.options.inbox_entries_max))
-                })
-            })
-            .collect();
+        let super_block = self.data.super_block();
         let mut logs = Vec::new();
         for log in (0..placement.logs()).map(LogId) {
             if placement.core_of_log(log) != self.id {
                 continue;
             }
-            let mut failed = None;
-            let recovered = Log::recover(&self.data, u32::from(log.0), &mut |recovered| {
-                if failed.is_none() {
-                    failed = replay(&mut shards, &recovered).err();
-                }
-            })?;
-            if let Some(error) = failed {
-                return Err(error.into());
-            }
-            logs.push((log, recovered));
+            let setup = Setup {
+                identity: self.data.identity(u32::from(log.0)),
+                incarnation: super_block.incarnation,
+                size: super_block.segment_size,
+                key: HashKey(super_block.hash_key),
+                shards_total: placement.shards(),
+                shards: shards_of_log(log.0, placement.logs(), placement.shards()),
+                shard: self.options.shard,
+                checkpoint_bytes: self.options.upkeep.checkpoint_bytes,
+                clean_bytes_per_s: self.options.upkeep.clean_bytes_per_s,
+            };
+            let (store, files) = open_log(&self.data, u32::from(log.0), setup)?;
+            logs.push((log, store, files));
         }
-        Ok((logs, shards))
+        Ok(logs)
     }
-}
-
-type Durable = (Vec<(LogId, Log)>, Vec<Option<Box<Shard>>>);
-
-fn replay(shards: &mut [Option<Box<Shard>>], recovered: &Recovered<'_>) -> Result<(), ApplyError> {
-    let record = &recovered.record;
-    if record.kind != RecordKind::Entry {
-        return Ok(());
-    }
-    let shard = shards
-        .get_mut(usize::from(record.shard))
-        .and_then(Option::as_mut);
-    let Some(shard) = shard else {
-        unreachable!("a log holds only the shards that are dealt to it");
-    };
-    let entry = Entry {
-        index: record.index,
-        term: u64::from(record.term),
-        time_ms: record.a,
-        payload: recovered.payload,
-        position: recovered.lsn_of_payload,
-    };
-    let mut effects = Vec::new();
-    shard.apply(&entry, &[], &mut effects)
 }

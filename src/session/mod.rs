@@ -224,6 +224,8 @@ impl Session {
     }
 }
 
+impl Session { /// TEMP
+ pub fn skipped(&mut self, _n: Next, _l: Seq) {} }
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 
 use crate::log::limits::SEAL_AFTER_MS;
 use crate::log::{
-    Flush, FrameBuilder, FrameKind, Harvest, NodeIdentity, RecordHeader, RecordKind, SegmentSize,
+    Flush, FrameBuilder, FrameKind, NodeIdentity, RecordHeader, RecordKind, SegmentSize,
     Space, Writer,
 };
 use crate::placement::{HashKey, ShardId, user_hash};
@@ -277,6 +277,12 @@ impl Store {
     #[must_use]
     pub fn quarantined(&self) -> &[Quarantine] {
         &self.quarantined
+    }
+
+    /// The shards, in the order of the setup; `None` for a damaged one.
+    #[must_use]
+    pub fn into_shards(self) -> Vec<Option<Box<Shard>>> {
+        self.shards
     }
 
     /// What there is to say of it.

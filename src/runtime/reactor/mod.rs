@@ -34,13 +34,13 @@ use rustls::ServerConfig;
 
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
-use super::storage::Log;
+use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
 use crate::auth::Keyring;
 use crate::placement::{CoreId, LogId, Placement, ShardId};
 use crate::ring::Sleeper;
-use crate::shard::Shard;
 use crate::shard::user::UserSlot;
+use crate::store::Store;
 pub use connection::Handoff;
 use connection::{Connections, State};
 pub use hooks::{Hooks, SyncGate};
@@ -94,8 +94,7 @@ pub(super) struct CoreParts {
     pub cluster: [u8; 16],
     pub hello_timeout: Duration,
     pub connections_max: usize,
-    pub logs: Vec<(LogId, Log)>,
-    pub shards: Vec<Option<Box<Shard>>>,
+    pub logs: Vec<(LogId, Store, Files)>,
     pub mesh: Mesh,
     pub sleeper: Arc<Sleeper>,
     pub control: Receiver<Control>,
@@ -166,7 +165,6 @@ impl Core {
             lanes: Lanes::new(
                 parts.placement,
                 parts.logs,
-                parts.shards,
                 now.monotonic,
                 parts.hooks.sync_gate,
             ),
@@ -229,7 +227,7 @@ impl Core {
         self.retry_stalled();
         self.tick();
         let more_input = self.sockets.has_work();
-        self.lanes.flush(&self.now, more_input, &mut self.sockets);
+        self.lanes.poll(&self.now, more_input, &mut self.sockets);
         self.carry_out();
         self.send_dirty();
         self.mesh.publish();
@@ -307,6 +305,9 @@ impl Core {
         }
         self.next_tick = self.now.monotonic + TICK;
         self.lanes.release_held(&self.now);
+        if self.populating == 0 {
+            self.lanes.unmap_removed();
+        }
         while let Ok(control) = self.control.try_recv() {
             match control {
                 Control::Drain { deadline } => self.drain(deadline),

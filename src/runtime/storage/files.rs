@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use crate::log::{ItemError, SegmentSize, item_at};
@@ -250,6 +251,28 @@ impl Files {
                 bytes: write.bytes,
             })
         })
+    }
+
+    /// Does a flush with blocking calls. For tests and tools; then [`Store::flushed`].
+    ///
+    /// # Errors
+    /// When a write or sync failed: the log must not be used any more.
+    pub fn write_blocking(
+        &mut self,
+        mut flush: crate::log::Flush,
+        store: &mut Store,
+    ) -> std::io::Result<()> {
+        for write in self.writes(&mut flush).into_iter().flatten() {
+            let file = self.writing.values().find(|file| file.as_raw_fd() == write.fd);
+            let Some(file) = file else {
+                unreachable!("the files that are written are open");
+            };
+            file.write_all_at(&write.bytes, write.offset)?;
+            file.sync_data()?;
+            store.recycle(write.bytes);
+        }
+        self.flushed();
+        Ok(())
     }
 
     /// The flush under way is durable.

@@ -12,6 +12,7 @@
 //! what takes long (see [`spare`] and `keeper`). Start-up reads what a replay needs, cuts a torn tail,
 //! and deletes nothing.
 
+mod blocking;
 mod data_dir;
 mod files;
 mod keeper;
@@ -23,6 +24,7 @@ mod super_block;
 #[cfg(test)]
 mod tests;
 
+pub use blocking::BlockingLog;
 pub use data_dir::{DataDir, DataDirError, Format};
 pub use files::{FileWrite, Files, ReadError};
 pub use limits::{BLOCK_BYTES, LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
