@@ -14,6 +14,7 @@ pub mod dev;
 pub mod mesh;
 pub mod preflight;
 pub mod reactor;
+pub mod report;
 mod serve;
 mod start;
 pub mod storage;

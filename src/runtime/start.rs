@@ -23,6 +23,9 @@ use crate::shard::{ApplyError, Entry, Shard};
 
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
+/// Orders that wait for a core: one to drain, one to report, and room. Who asks for reports has at most
+/// one waiting with each core, so that an order to drain always finds a place.
+const ORDERS_MAX: usize = 4;
 /// Memory that glommio pins for its own I/O on each core. The switch's own rings do the work.
 const EXECUTOR_IO_MEMORY: usize = 1 << 20;
 
@@ -114,7 +117,8 @@ impl Running {
         #[expect(clippy::disallowed_methods, reason = "a deadline begins here")]
         let deadline = Instant::now() + patience;
         for (control, doorbell) in &self.control {
-            // A core that has ended already needs no order; a full channel holds one already.
+            // A core that has ended already needs no order. There is room: reports wait for at most
+            // one place (`ORDERS_MAX`), so a full channel holds this order already.
             let _ = control.try_send(Control::Drain { deadline });
             doorbell.ring();
         }
@@ -162,7 +166,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     for (index, &processor) in options.processors.iter().enumerate() {
         let (prepared, is_prepared) = bounded(1);
         let (go, may_go) = bounded(1);
-        let (control, orders) = bounded(4);
+        let (control, orders) = bounded(ORDERS_MAX);
         let seed = Seed {
             #[expect(clippy::cast_possible_truncation, reason = "counted as u16 above")]
             id: CoreId(index as u16),

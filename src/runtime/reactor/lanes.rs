@@ -259,6 +259,11 @@ impl Lanes {
             .collect()
     }
 
+    /// The logs of this core.
+    pub(super) fn logs_mut(&mut self) -> impl Iterator<Item = (LogId, &mut Log)> {
+        self.lanes.iter_mut().map(|lane| (lane.id, &mut lane.log))
+    }
+
     /// Syncs that have returned, and the batches in them.
     pub(super) fn commits(&self) -> (u64, u64) {
         (self.commits, self.committed)

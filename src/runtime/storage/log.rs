@@ -440,6 +440,16 @@ impl Log {
         self.durable
     }
 
+    /// Segments with frames.
+    pub fn segment_count(&self) -> u64 {
+        self.segments.len() as u64
+    }
+
+    /// Bytes of the segments with frames.
+    pub fn used_bytes(&self) -> u64 {
+        self.segment_count() * self.size.bytes()
+    }
+
     /// What recovery found.
     pub fn found(&self) -> Found {
         self.found

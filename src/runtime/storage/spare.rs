@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::log::SegmentSize;
@@ -36,7 +37,8 @@ const REQUESTS_MAX: usize = 64;
 const _: () = assert!(SPARES < REQUESTS_MAX);
 
 /// How a log stands with its disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Space {
     /// Spares are there or being made.
     Enough,
