@@ -13,6 +13,7 @@ use super::storage::Space;
 
 /// What a core has done since it started. Plain numbers of one thread; logged when it stops.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Totals {
     /// Turns of its loop.
     pub turns: u64,
@@ -32,6 +33,7 @@ pub struct Totals {
 
 /// One core at one instant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)] // another version's may have fewer fields
 pub struct CoreReport {
     /// Its number, from 0; not that of its processor.
     pub core: u16,
@@ -49,6 +51,7 @@ pub struct CoreReport {
 
 /// One log at one instant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LogReport {
     /// Its number.
     pub log: u16,
@@ -72,6 +75,12 @@ pub struct LogReport {
     pub used_bytes: u64,
     /// Entries that could not be read back as they were written, since the start.
     pub damaged_entries: u64,
+}
+
+impl Default for LogReport {
+    fn default() -> Self {
+        Self::new(0)
+    }
 }
 
 impl LogReport {

@@ -10,6 +10,7 @@ use glommio::{LocalExecutorBuilder, Placement as Pin};
 use rustls::ServerConfig;
 use thiserror::Error;
 
+use super::admin::{Admin, AdminError, Line};
 use super::mesh::{Mesh, Parcel, Peer};
 use super::reactor::{Control, Core, CoreParts, Hooks};
 use super::storage::{DataDir, DataDirError, Format, Log, LogError};
@@ -96,6 +97,8 @@ pub struct Running {
     address: SocketAddr,
     control: Vec<(Sender<Control>, Doorbell)>,
     threads: Vec<glommio::ExecutorJoinHandle<Vec<(LogId, u64)>>>,
+    /// Gone before `data`, whose lock says that the socket's file is ours.
+    admin: Option<Admin>,
     /// Keeps the lock for as long as the cores run.
     data: Arc<DataDir>,
 }
@@ -110,6 +113,17 @@ impl Running {
     /// Writes the address where tools on this machine find it.
     pub fn publish_address(&self) -> Result<(), DataDirError> {
         self.data.publish_address(&self.address.to_string())
+    }
+
+    /// Opens the admin socket in the data directory, until the node has ended.
+    pub fn open_admin(&mut self) -> Result<(), AdminError> {
+        let lines = self.control.iter().map(|(control, doorbell)| {
+            let doorbell = doorbell.clone();
+            Line::new(control.clone(), move || doorbell.ring())
+        });
+        let lines = lines.collect();
+        self.admin = Some(Admin::open(self.data.path(), self.address, lines)?);
+        Ok(())
     }
 
     /// Tells every core to say goodbye, finish and end, within `patience`; returns at once.
@@ -138,6 +152,7 @@ impl Running {
                 Err(error) => tracing::error!(%error, "a core ended in an error"),
             }
         }
+        drop(self.admin);
         self.data.record_durable(&ends)
     }
 }
@@ -201,6 +216,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
         address,
         control: Vec::new(),
         threads: Vec::new(),
+        admin: None,
         data,
     };
     for ((((thread, _, go, control), mesh), listener), doorbell) in starting

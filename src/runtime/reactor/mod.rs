@@ -210,6 +210,8 @@ impl Core {
             }
         }
         tracing::info!(core = self.id.0, totals = ?self.totals(), "core stopped");
+        // A bounded channel keeps what nobody will take: who asked shall not wait for an answer.
+        drop(self.control.try_iter().last());
         self.lanes.durable_ends()
     }
 
