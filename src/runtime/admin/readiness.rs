@@ -134,6 +134,7 @@ pub(super) mod tests {
     pub fn healthy(core: u16) -> CoreReport {
         CoreReport {
             core,
+            connections: 5,
             logs: vec![LogReport::new(core), LogReport::new(core + 2)],
             ..CoreReport::default()
         }
