@@ -57,8 +57,11 @@ pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|source| ServeError::Signals { source })?;
     let prepared = preflight::run(&config)?;
-    let running = start(options(&config, prepared.cores)?)?;
+    let mut running = start(options(&config, prepared.cores)?)?;
     running.publish_address()?;
+    if let Err(error) = running.open_admin() {
+        tracing::warn!(%error, "no admin socket: the switch serves, but cannot be asked how it is");
+    }
     tracing::info!(address = %running.address(), "ready");
     ready(Ready {
         addr: running.address(),

@@ -10,6 +10,7 @@ use glommio::{LocalExecutorBuilder, Placement as Pin};
 use rustls::ServerConfig;
 use thiserror::Error;
 
+use super::admin::{Admin, AdminError, Line};
 use super::mesh::{Mesh, Parcel, Peer};
 use super::reactor::{Control, Core, CoreParts, Hooks};
 use super::storage::{DataDir, DataDirError, Files, Format, LogError, open_log};
@@ -23,6 +24,9 @@ use crate::store::{Setup, Store};
 
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
+/// Orders that wait for a core: one to drain, one to report, and room. Who asks for reports has at most
+/// one waiting with each core, so that an order to drain always finds a place.
+const ORDERS_MAX: usize = 4;
 /// Memory that glommio pins for its own I/O on each core. The switch's own rings do the work.
 const EXECUTOR_IO_MEMORY: usize = 1 << 20;
 
@@ -110,6 +114,8 @@ pub struct Running {
     address: SocketAddr,
     control: Vec<(Sender<Control>, Doorbell)>,
     threads: Vec<glommio::ExecutorJoinHandle<Vec<(LogId, u64)>>>,
+    /// Gone before `data`, whose lock says that the socket's file is ours.
+    admin: Option<Admin>,
     /// Keeps the lock for as long as the cores run.
     data: Arc<DataDir>,
 }
@@ -126,12 +132,24 @@ impl Running {
         self.data.publish_address(&self.address.to_string())
     }
 
+    /// Opens the admin socket in the data directory, until the node has ended.
+    pub fn open_admin(&mut self) -> Result<(), AdminError> {
+        let lines = self.control.iter().map(|(control, doorbell)| {
+            let doorbell = doorbell.clone();
+            Line::new(control.clone(), move || doorbell.ring())
+        });
+        let lines = lines.collect();
+        self.admin = Some(Admin::open(self.data.path(), self.address, lines)?);
+        Ok(())
+    }
+
     /// Tells every core to say goodbye, finish and end, within `patience`; returns at once.
     pub fn drain(&self, patience: Duration) {
         #[expect(clippy::disallowed_methods, reason = "a deadline begins here")]
         let deadline = Instant::now() + patience;
         for (control, doorbell) in &self.control {
-            // A core that has ended already needs no order; a full channel holds one already.
+            // A core that has ended already needs no order. There is room: reports wait for at most
+            // one place (`ORDERS_MAX`), so a full channel holds this order already.
             let _ = control.try_send(Control::Drain { deadline });
             doorbell.ring();
         }
@@ -151,6 +169,7 @@ impl Running {
                 Err(error) => tracing::error!(%error, "a core ended in an error"),
             }
         }
+        drop(self.admin);
         self.data.record_durable(&ends)
     }
 }
@@ -179,7 +198,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     for (index, &processor) in options.processors.iter().enumerate() {
         let (prepared, is_prepared) = bounded(1);
         let (go, may_go) = bounded(1);
-        let (control, orders) = bounded(4);
+        let (control, orders) = bounded(ORDERS_MAX);
         let seed = Seed {
             #[expect(clippy::cast_possible_truncation, reason = "counted as u16 above")]
             id: CoreId(index as u16),
@@ -214,6 +233,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
         address,
         control: Vec::new(),
         threads: Vec::new(),
+        admin: None,
         data,
     };
     for ((((thread, _, go, control), mesh), listener), doorbell) in starting

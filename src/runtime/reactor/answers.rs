@@ -221,6 +221,7 @@ impl Core {
         let Some(live) = connection.live() else {
             return;
         };
+        self.live_sessions -= 1;
         self.propose_cursor(live);
         let Some(user) = live.user else { return };
         let key = (live.shard, user);

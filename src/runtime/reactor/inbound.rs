@@ -358,6 +358,7 @@ impl Core {
             gathering,
         };
         connection.state = State::Live(Box::new(live));
+        self.live_sessions += 1;
         self.mark_dirty(connection);
         if connection.stalled {
             self.retry_later(connection);

@@ -21,7 +21,14 @@ const LOCK_NAME: &str = "LOCK";
 const SUPER_NAMES: [&str; 2] = ["SUPER.a", "SUPER.b"];
 /// What a directory may hold and still be formatted: our own beginnings, the development keys, and
 /// what a file system puts into its root.
-const NOT_DATA: [&str; 5] = [LOCK_NAME, "dev", "lost+found", "SUPER.a.tmp", "SUPER.b.tmp"];
+const NOT_DATA: [&str; 6] = [
+    LOCK_NAME,
+    "dev",
+    "lost+found",
+    "admin.sock",
+    "SUPER.a.tmp",
+    "SUPER.b.tmp",
+];
 /// Bytes of the lock file that are read: what we write, with room.
 const LOCK_BYTES_MAX: u64 = 512;
 
