@@ -21,9 +21,12 @@
 mod builder;
 #[cfg(test)]
 mod crash_trials;
+#[cfg(test)]
+mod damage_trials;
 mod format;
 mod items;
 pub mod limits;
+mod part;
 pub mod recovery;
 mod writer;
 
