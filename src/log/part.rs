@@ -25,6 +25,7 @@ pub(super) struct Part<'a> {
     pub bytes: &'a [u8],
     pub header: Result<SegmentHeader, Fault>,
     first_lsn: u64,
+    size: SegmentSize,
     /// Looked for once, when the header does not say it.
     salt: OnceCell<Option<u64>>,
 }
@@ -41,8 +42,14 @@ impl<'a> Part<'a> {
             bytes: &bytes[..bytes.len().min(size.bytes() as usize)],
             header,
             first_lsn: size.first_lsn(index),
+            size,
             salt: OnceCell::new(),
         }
+    }
+
+    /// Position behind the segment's last byte.
+    pub fn end_lsn(&self) -> u64 {
+        self.first_lsn + self.size.bytes()
     }
 
     /// The salt of the frames: the header's; without a whole header that of the first frame;
@@ -84,7 +91,7 @@ impl<'a> Part<'a> {
         let belongs = frame.lsn == self.first_lsn + offset as u64
             && frame.synced_lsn <= frame.lsn
             && salt.is_none_or(|salt| salt == frame.salt)
-            && offset + frame.frame_len() <= self.bytes.len();
+            && (offset + frame.frame_len()) as u64 <= self.size.bytes();
         belongs.then_some(frame)
     }
 

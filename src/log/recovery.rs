@@ -75,7 +75,7 @@ pub enum Fault {
     Header,
     /// A whole header that belongs elsewhere: other salt or other position.
     Stale,
-    /// The body runs over the end of the segment.
+    /// The body runs over the end of the segment, or of its file.
     Length,
     /// The body's CRC does not fit.
     Body {
@@ -97,7 +97,7 @@ impl std::fmt::Display for Fault {
             Self::Zero => write!(f, "there are zeros in place of a frame"),
             Self::Header => write!(f, "the frame header's crc is wrong"),
             Self::Stale => write!(f, "the frame belongs to another place or use of the file"),
-            Self::Length => write!(f, "the frame runs over the end of the segment"),
+            Self::Length => write!(f, "the frame runs over the end of the segment or its file"),
             Self::Body { stored, computed } => {
                 write!(
                     f,
@@ -365,7 +365,8 @@ impl<'a> Scan<'a, '_> {
             return Err((Fault::Stale, None));
         }
         let Some(body) = rest.get(FRAME_HEADER_BYTES..frame.frame_len()) else {
-            return Err((Fault::Length, None));
+            let fits = frame.lsn + frame.frame_len() as u64 <= self.parts[number].end_lsn();
+            return Err((Fault::Length, fits.then_some(frame))); // fits: the file is short
         };
         let (stored, computed) = (frame.body_crc, crc32fast::hash(body));
         if computed != stored {
@@ -482,6 +483,7 @@ impl<'a> Scan<'a, '_> {
             (self.visit)(Seen::Hole(hole));
             self.show_survivors(from + FRAME_HEADER_BYTES as u64, hole.to);
             self.behind(&frame);
+            self.is_chained = false; // an earlier recovery may have seen less of this frame
             return Ok(());
         }
         let mut header_only = false;

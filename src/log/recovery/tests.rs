@@ -3,6 +3,8 @@
 use super::super::crash_trials::{
     Dice, Placed, SIZE, World, live, numbered, origin, run_scan, scan_from,
 };
+use super::super::limits::RECORD_HEADER_BYTES;
+use super::super::{FrameBuilder, Placement};
 use super::*;
 
 fn written(seed: u64, frames: usize) -> World {
@@ -219,28 +221,70 @@ fn bytes_in_a_message_never_become_a_record() {
     assert_eq!(scanned.holes[0].records_missing, Some(1));
 }
 
+/// One segment of `frames` small frames, each with one empty record and all before it durable.
+fn many_frames(size: SegmentSize, frames: usize) -> Vec<u8> {
+    let mut bytes = vec![0; SEGMENT_HEADER_BYTES];
+    let header = SegmentHeader {
+        identity: origin().identity,
+        incarnation: 1,
+        first_lsn: 0,
+        salt: 9,
+        segment_bytes: size.bytes(),
+        prev_crc: 0,
+    };
+    header.encode(&mut bytes);
+    let (mut frame, mut prev_crc) = (FrameBuilder::new(), 0);
+    for _ in 0..frames {
+        let lsn = bytes.len() as u64;
+        frame.record(RecordHeader::heads(&[]), &[]);
+        let placement = Placement {
+            kind: FrameKind::Data,
+            lsn,
+            synced_lsn: lsn,
+            salt: 9,
+            prev_crc,
+        };
+        prev_crc = frame.finish_into(&placement, &mut bytes);
+    }
+    bytes
+}
+
 /// R: D-2
 #[test]
 fn more_holes_than_anyone_believes_end_the_scan() {
-    let mut world = written(24, 1);
-    let mut dice = Dice(24);
-    while world.append(&mut dice, FrameKind::Data) {
-        world.sync();
+    const FRAME_BYTES: usize = FRAME_HEADER_BYTES + RECORD_HEADER_BYTES;
+    let size = SegmentSize::small(1024 * 1024);
+    let holes = HOLES_MAX as usize;
+    let mut bytes = many_frames(size, 2 * holes + 4);
+    let from = Origin { size, ..origin() };
+    for number in 0..holes {
+        bytes[SEGMENT_HEADER_BYTES + 2 * number * FRAME_BYTES + 60] ^= 1;
     }
-    // A log of many segments, each of which is gone but the last.
-    let far = u64::from(HOLES_MAX) + 10;
-    let segments: Vec<(u64, &[u8])> = (0..far).map(|index| (index, &[][..])).collect();
+    let scanned = scan_from(&from, &[(0, &bytes)]).unwrap();
+    assert_eq!(scanned.tail.holes, HOLES_MAX);
+    assert_eq!(scanned.tail.frames as usize, holes + 4);
+    let one_more = SEGMENT_HEADER_BYTES + 2 * holes * FRAME_BYTES;
+    bytes[one_more + 60] ^= 1;
+    let found = scan_from(&from, &[(0, &bytes)]).map(|scanned| scanned.tail);
+    let at = one_more as u64;
+    assert_eq!(found, Err(ScanError::TooMuch { at }));
+}
+
+#[test]
+fn missing_segments_in_a_row_are_one_hole_however_many() {
+    let far = 1 << 40;
     let known = Origin {
-        durable: SIZE.first_lsn(far),
+        durable: SIZE.first_lsn(far) + 5000,
         ..origin()
     };
-    let scanned = scan_from(&known, &segments).unwrap();
+    let scanned = scan_from(&known, &[(7, &[]), (far - 1, &[1, 2, 3])]).unwrap();
+    let hole = scanned.holes[0];
+    let end = SIZE.first_lsn(far + 1); // nothing tells the salt of that segment
     assert_eq!(
-        scanned.holes.len(),
-        1,
-        "missing segments in a row are one hole"
+        (hole.from, hole.to, hole.fault),
+        (0, end, Fault::SegmentUnused)
     );
-    assert_eq!(scanned.tail.end, SIZE.first_lsn(far));
+    assert_eq!((scanned.tail.end, scanned.tail.salt), (end, None));
 }
 
 fn end_of_first_segment(world: &World) -> Placed {
