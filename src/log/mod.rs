@@ -24,6 +24,7 @@ mod crash_trials;
 #[cfg(test)]
 mod damage_trials;
 mod format;
+mod harvest;
 mod items;
 pub mod limits;
 mod part;
@@ -35,5 +36,6 @@ pub use format::{
     FrameHeader, FrameKind, HeaderFault, HeadsError, NodeIdentity, Placement, RecordFault,
     RecordHeader, RecordKind, SegmentHeader, SegmentSize, heads, heads_encode, records,
 };
+pub use harvest::{Harvest, harvest};
 pub use items::{ItemError, Items, item_at, item_encode_into, items};
 pub use writer::{Flush, PlaceError, Space, Write, Writer, WriterStart};
