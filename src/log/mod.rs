@@ -19,6 +19,7 @@
 //! means is the shard's business.
 
 mod builder;
+mod checkpoint;
 #[cfg(test)]
 mod crash_trials;
 #[cfg(test)]
@@ -32,6 +33,9 @@ pub mod recovery;
 mod writer;
 
 pub use builder::FrameBuilder;
+pub use checkpoint::{
+    CheckpointError, CheckpointHeader, CheckpointReader, CheckpointWriter, Section,
+};
 pub use format::{
     FrameHeader, FrameKind, HeaderFault, HeadsError, NodeIdentity, Placement, RecordFault,
     RecordHeader, RecordKind, SegmentHeader, SegmentSize, heads, heads_encode, records,
