@@ -58,19 +58,7 @@ pub(super) fn recover(
         prev_crc: 0,
         durable: 0,
     };
-    let numbered: Vec<(u64, &[u8])> = (FIRST_INDEX..).zip(bytes.iter().copied()).collect();
-    let mut damage: Option<Hole> = None;
-    let scanned = scan(&origin, &numbered, &mut |seen| match seen {
-        Seen::Record(record) => visit(record),
-        Seen::Broken(_) => {}
-        Seen::Hole(hole) => {
-            damage.get_or_insert(hole);
-        }
-    });
-    if let Some(hole) = damage {
-        return Err(damaged(&hole, &directory, size));
-    }
-    let tail = scanned.map_err(|error| explain(error, &directory, size))?;
+    let tail = scan_undamaged(&origin, &bytes, &directory, visit)?;
     let (end, known) = (tail.end, super_block.durable_lsn[log_no as usize]);
     if end < known {
         let path = directory;
@@ -110,6 +98,28 @@ pub(super) fn recover(
     }
     info!(log = log_no, lsn = log.end, ?found, "log recovered");
     Ok(log)
+}
+
+/// Scans, and refuses a log with holes.
+fn scan_undamaged(
+    origin: &Origin,
+    segments: &[&[u8]],
+    directory: &Path,
+    visit: &mut dyn FnMut(Recovered<'_>),
+) -> Result<Tail, LogError> {
+    let numbered: Vec<(u64, &[u8])> = (FIRST_INDEX..).zip(segments.iter().copied()).collect();
+    let mut damage: Option<Hole> = None;
+    let scanned = scan(origin, &numbered, &mut |seen| match seen {
+        Seen::Record(record) => visit(record),
+        Seen::Broken(_) => {}
+        Seen::Hole(hole) => {
+            damage.get_or_insert(hole);
+        }
+    });
+    if let Some(hole) = damage {
+        return Err(damaged(&hole, directory, origin.size));
+    }
+    scanned.map_err(|error| explain(error, directory, origin.size))
 }
 
 fn needs_seal(last: crate::log::FrameKind) -> bool {
