@@ -33,8 +33,8 @@ use iris_proto::id::{SendNumber, Seq};
 use iris_proto::limits::INBOX_ENTRIES_MAX;
 use thiserror::Error;
 
-use crate::log::{ItemError, item_encode_with, items};
 use crate::log::limits::ITEM_HEADER_BYTES;
+use crate::log::{ItemError, item_encode_with, items};
 use crate::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
 use command::{Append, Command, CommandError};
 use pairs::{Fingerprint, Pairs};
