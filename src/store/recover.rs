@@ -413,7 +413,12 @@ impl<'a> Replay<'a> {
     fn entry(&mut self, record: &Record<'_>) -> Result<(), RecoverError> {
         let place = self.place(record)?;
         let (index, applied) = (record.record.index, self.shards[place].applied());
-        if index <= applied || matches!(self.standing[place], Standing::Damaged(_)) {
+        if matches!(self.standing[place], Standing::Damaged(_)) {
+            return Ok(());
+        }
+        if index <= applied {
+            // What was in a hole before it has lower indexes, and is applied too.
+            self.standing[place] = Standing::Whole;
             return Ok(());
         }
         if index > applied + 1 && self.had_hole {
@@ -588,7 +593,7 @@ fn book(
                 missing += 1;
             } else {
                 let bytes = slot.bytes().cast_signed();
-                ledger.book(Change { position, bytes });
+                ledger.book([Change { position, bytes }]);
             }
         }
     }
