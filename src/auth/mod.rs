@@ -24,6 +24,7 @@
 //! cryptographic library; verifying never does, and the switch itself only verifies.)
 
 mod claims;
+mod jwks;
 mod keyring;
 mod mint;
 #[cfg(test)]
@@ -36,6 +37,9 @@ use iris_proto::id::{DeviceId, IdError, UserId};
 use iris_proto::limits::TOKEN_BYTES_MAX;
 
 pub use claims::Rules;
+pub use jwks::{
+    JWKS_BYTES_MAX, JWKS_ENTRIES_MAX, JwksError, KeySet, RSA_BITS_MAX, RSA_BITS_MIN, Skipped,
+};
 pub use keyring::{Key, KeyError, Keyring};
 pub use mint::{MintError, MintRequest, SigningKey, mint};
 

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crossbeam_channel::{Receiver, unbounded};
 use iris::auth::{MintRequest, SigningKey, mint};
 use iris::runtime::dev;
 use iris_proto::id::{DeviceId, UserId};
@@ -15,6 +16,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tempfile::TempDir;
 
+/// How long a test waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The audience of development tokens.
 pub const AUDIENCE: &str = "iris";
 
@@ -31,6 +34,8 @@ pub fn iris() -> Command {
 pub struct Setup {
     pub cores: String,
     pub environment: Vec<(&'static str, String)>,
+    /// A configuration file instead of `--dev`.
+    pub config: Option<PathBuf>,
 }
 
 impl Default for Setup {
@@ -38,6 +43,7 @@ impl Default for Setup {
         Self {
             cores: all_cores(2),
             environment: Vec::new(),
+            config: None,
         }
     }
 }
@@ -65,6 +71,7 @@ pub fn all_cores(count: usize) -> String {
 /// A running switch. Killed when dropped.
 pub struct Server {
     child: Child,
+    log: Receiver<String>,
     pub address: SocketAddr,
     pub data: PathBuf,
 }
@@ -77,14 +84,11 @@ impl Server {
 
     pub fn start_with(data: &Path, setup: &Setup) -> Self {
         let mut command = iris();
-        command.args([
-            "serve",
-            "--dev",
-            "--listen",
-            "127.0.0.1:0",
-            "--cores",
-            &setup.cores,
-        ]);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--cores", &setup.cores]);
+        match &setup.config {
+            Some(file) => command.arg("--config").arg(file),
+            None => command.arg("--dev"),
+        };
         command
             .arg("--data")
             .arg(data)
@@ -112,9 +116,10 @@ impl Server {
         };
         let address = address.parse().unwrap();
         drain(output);
-        drain(child.stderr.take().unwrap());
+        let log = drain(child.stderr.take().unwrap());
         Self {
             child,
+            log,
             address,
             data: data.to_owned(),
         }
@@ -122,6 +127,23 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Tells it to reload.
+    pub fn hang_up(&self) {
+        // SAFETY: a signal to our own child, which is waited for only when it is dropped.
+        assert_eq!(unsafe { libc::kill(self.pid() as i32, libc::SIGHUP) }, 0);
+    }
+
+    /// The next line of its log that contains `part`; those before it are passed over.
+    pub fn log_line(&self, part: &str) -> String {
+        loop {
+            match self.log.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(_) => {}
+                Err(error) => panic!("`{part}` was not logged: {error}"),
+            }
+        }
     }
 
     /// The end without warning, while others still look at it.
@@ -156,12 +178,15 @@ impl Drop for Server {
 }
 
 /// Reads a pipe to its end on a thread, so that its writer never blocks; shown when a test fails.
-fn drain(pipe: impl Read + Send + 'static) {
+fn drain(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (lines, read) = unbounded();
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
             println!("switch: {line}");
+            let _ = lines.send(line); // the test may not want it any more
         }
     });
+    read
 }
 
 /// Trust anchor and signing key of a development directory.

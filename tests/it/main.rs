@@ -13,5 +13,6 @@ mod harness;
 mod hygiene;
 mod login;
 mod raw;
+mod reload;
 mod start;
 mod tour;

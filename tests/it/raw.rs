@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
 
 use iris_proto::v2::client_frame::Frame as ClientFrame;
 use iris_proto::v2::server_frame::Frame as ServerFrame;
@@ -14,10 +13,7 @@ use iris_proto::wire;
 use prost::Message;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-use super::harness::{Identity, Server};
-
-/// How long a test waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(20);
+use super::harness::{Identity, PATIENCE, Server};
 
 /// One TLS connection.
 pub struct Raw {
@@ -47,7 +43,8 @@ impl Default for Hello<'_> {
     }
 }
 
-fn config(identity: &Identity) -> Arc<ClientConfig> {
+/// A client's TLS. Connections that share one resume each other's sessions.
+pub fn config(identity: &Identity) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -66,12 +63,16 @@ impl Raw {
 
     /// The same with a switch that may be gone.
     pub fn try_connect(address: SocketAddr, identity: &Identity) -> Option<Self> {
+        Self::try_connect_with(address, config(identity))
+    }
+
+    pub fn try_connect_with(address: SocketAddr, config: Arc<ClientConfig>) -> Option<Self> {
         let socket = TcpStream::connect(address).ok()?;
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
         socket.set_nodelay(true).unwrap();
         let name = "localhost".try_into().unwrap();
-        let tls = ClientConnection::new(config(identity), name).unwrap();
+        let tls = ClientConnection::new(config, name).unwrap();
         let stream = StreamOwned::new(tls, socket);
         Some(Self {
             stream,
@@ -79,6 +80,11 @@ impl Raw {
             frames: VecDeque::new(),
             tag: 0,
         })
+    }
+
+    /// Whether the handshake, which is done, resumed an earlier session.
+    pub fn resumed(&self) -> bool {
+        self.stream.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
     }
 
     /// Connects and logs in as `user` on device `phone`.

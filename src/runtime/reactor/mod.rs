@@ -31,14 +31,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 use hashbrown::HashMap;
 use iris_proto::v2::GoodbyeReason;
-use rustls::ServerConfig;
 
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
+use super::policy::Policy;
 use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
-use crate::auth::Keyring;
 use crate::placement::{CoreId, LogId, Placement, ShardId};
 use crate::ring::Sleeper;
 use crate::shard::user::UserSlot;
@@ -70,6 +69,13 @@ pub const SHUTDOWN_RETRY_MS: u64 = 2_000;
 pub enum Control {
     /// Say how you are, in the next tick. The answer is not waited for: one that finds no room is lost.
     Report(Sender<CoreReport>),
+    /// From now on this certificate, these keys and these limits hold. Whoever is here stays.
+    Adopt {
+        /// What replaces the one before.
+        policy: Arc<Policy>,
+        /// Told when it is done.
+        taken: Sender<()>,
+    },
     /// Say goodbye to everybody, finish what is under way, and end by this instant.
     Drain {
         /// What is still open then is cut.
@@ -81,11 +87,8 @@ pub enum Control {
 pub(super) struct CoreParts {
     pub id: CoreId,
     pub placement: Placement,
-    pub tls: Arc<ServerConfig>,
-    pub keyring: Arc<Keyring>,
+    pub policy: Arc<Policy>,
     pub cluster: [u8; 16],
-    pub hello_timeout: Duration,
-    pub connections_max: usize,
     pub logs: Vec<(LogId, Store, Files)>,
     pub mesh: Mesh,
     pub sleeper: Arc<Sleeper>,
@@ -98,11 +101,9 @@ pub(super) struct Core {
     id: CoreId,
     placement: Placement,
     sockets: Sockets,
-    tls: Arc<ServerConfig>,
-    keyring: Arc<Keyring>,
+    /// Certificate, keys and limits. A core's own reference: a new one comes by its control channel.
+    policy: Arc<Policy>,
     cluster: [u8; 16],
-    hello_timeout: Duration,
-    connections_max: usize,
     lanes: Lanes,
     mesh: Mesh,
     sleeper: Arc<Sleeper>,
@@ -151,11 +152,8 @@ impl Core {
             id: parts.id,
             placement: parts.placement,
             sockets,
-            tls: parts.tls,
-            keyring: parts.keyring,
+            policy: parts.policy,
             cluster: parts.cluster,
-            hello_timeout: parts.hello_timeout,
-            connections_max: parts.connections_max,
             lanes: Lanes::new(
                 parts.placement,
                 parts.logs,
@@ -307,6 +305,10 @@ impl Core {
         while let Ok(control) = self.control.try_recv() {
             match control {
                 Control::Drain { deadline } => self.drain(deadline),
+                Control::Adopt { policy, taken } => {
+                    self.adopt(policy);
+                    let _ = taken.try_send(()); // who sent it may have given up waiting
+                }
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }
@@ -349,6 +351,16 @@ impl Core {
             self.expiring.pop();
             self.say_goodbye(id, GoodbyeReason::TokenExpired, 0);
         }
+    }
+
+    /// Takes a new policy. Handshakes and logins that have begun end by the one that they met, and nobody
+    /// waits for a Hello longer than the new one says.
+    fn adopt(&mut self, policy: Arc<Policy>) {
+        let latest = self.now.monotonic + policy.hello_timeout;
+        for (deadline, _) in &mut self.greeting {
+            *deadline = latest.min(*deadline); // the queue stays in order
+        }
+        self.policy = policy;
     }
 
     fn drain(&mut self, deadline: Instant) {
