@@ -9,7 +9,7 @@ use std::fmt;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{DecodingKey, crypto, dangerous, decode_header};
 
-use super::claims::{self, RawClaims};
+use super::claims::{self, Object};
 use super::jwks::KeySet;
 use super::{
     Algorithm, AuthError, Claims, KEYS_MAX, KID_BYTES_MAX, LEEWAY_S_MAX, Rules, SECRET_BYTES_MIN,
@@ -194,7 +194,8 @@ impl Keyring {
             ErrorKind::Json(_) => AuthError::BadHeader,
             _ => AuthError::Malformed,
         })?;
-        if header.crit.is_some() {
+        // `b64` changes what is signed (RFC 7797), also where nobody thought of `crit`.
+        if header.crit.is_some() || header.extras.inner().contains_key("b64") {
             return Err(AuthError::CriticalExtension);
         }
         let found = self.find(header.kid.as_deref());
@@ -219,7 +220,7 @@ impl Keyring {
             return Err(AuthError::BadSignature);
         }
         // "Insecure" only without the signature check above.
-        let raw: RawClaims =
+        let Object(raw) =
             dangerous::insecure_decode_claims(token).map_err(|error| AuthError::BadClaims {
                 why: error.to_string(),
             })?;

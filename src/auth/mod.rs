@@ -155,8 +155,10 @@ pub enum AuthError {
     /// The header is not JSON, or names no algorithm, or one that nobody accepts (such as `none`).
     #[error("the token's header names no acceptable algorithm; sign with the key's algorithm")]
     BadHeader,
-    /// The header demands an extension (`crit`), and we implement none.
-    #[error("the token's header demands an extension (`crit`) that is not supported; drop it")]
+    /// The header demands an extension (`crit`, `b64`), and we implement none.
+    #[error(
+        "the token's header demands an extension (`crit`, `b64`) that is not supported; drop it"
+    )]
     CriticalExtension,
     /// No key id, and more than one key.
     #[error("the token names no key (`kid`) and there are several; put the `kid` in its header")]

@@ -1,5 +1,6 @@
 //! Every way into the switch, and every refusal.
 
+mod attacks;
 mod key_sets;
 
 use std::sync::LazyLock;
