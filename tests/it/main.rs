@@ -13,6 +13,7 @@ mod harness;
 mod hygiene;
 mod login;
 mod raw;
+mod reauth;
 mod reload;
 mod start;
 mod tour;

@@ -208,6 +208,14 @@ impl Raw {
         }
     }
 
+    /// Brings a further token; the tag of the request.
+    pub fn reauth(&mut self, token: &str) -> u64 {
+        self.tag += 1;
+        let (tag, token) = (self.tag, token.to_owned());
+        self.write(ClientFrame::Reauth(v2::Reauth { tag, token }));
+        tag
+    }
+
     pub fn entry(&mut self) -> v2::Entry {
         match self.next() {
             ServerFrame::Entry(entry) => entry,

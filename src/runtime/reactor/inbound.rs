@@ -161,6 +161,7 @@ impl Core {
                 wire::encode_pong(&mut connection.out, nonce);
             }
             Ok(ClientFrameRef::Fetch(fetch)) => self.fetch(connection, &fetch),
+            Ok(ClientFrameRef::Reauth(reauth)) => self.reauth(connection, &reauth),
             Ok(ClientFrameRef::Goodbye(_)) => return Err(GoodbyeReason::Normal),
             Ok(ClientFrameRef::Hello(_)) | Err(DecodeError::Malformed) => {
                 return Err(GoodbyeReason::BadFrame);
@@ -345,18 +346,10 @@ impl Core {
                 .or_default()
                 .push(connection.id);
         }
-        self.expire_later(identity.expires_s, connection.id);
         connection.decoder.set_max(FRAME_BYTES_MAX);
         let session = Session::new(identity, cursor, start);
-        let (proposed, gathering) = (cursor, false);
-        let live = Live {
-            session,
-            at,
-            shard,
-            user,
-            proposed,
-            gathering,
-        };
+        let mut live = Live::new(session, at, shard, user, cursor);
+        self.set_alarm(&mut live, connection.id);
         connection.state = State::Live(Box::new(live));
         self.live_sessions += 1;
         self.mark_dirty(connection);

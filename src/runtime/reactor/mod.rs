@@ -17,6 +17,7 @@
 
 mod answers;
 mod connection;
+mod expiry;
 mod hooks;
 mod inbound;
 mod lanes;
@@ -57,7 +58,8 @@ pub const ACK_GATHER: Duration = Duration::from_millis(200);
 /// A device that acknowledged so many entries since its last proposed cursor does not wait for the
 /// gathering, or a fast inbox would look full.
 pub const ACK_GATHER_ENTRIES: u64 = 512;
-/// Ends of sessions that are gone already which a core may remember beside as many as it has sockets.
+/// Alarms of sessions that are gone or have a new token which a core may remember, beside twice as many as
+/// it has sockets.
 const EXPIRING_SLACK: usize = 1024;
 /// How long a peer may take to close after our Goodbye before we cut.
 pub const CLOSING_MAX: Duration = Duration::from_secs(2);
@@ -125,7 +127,7 @@ pub(super) struct Core {
     greeting: VecDeque<(Instant, SocketId)>,
     /// Those who were told Goodbye, oldest first.
     closing: VecDeque<(Instant, SocketId)>,
-    /// When tokens end, in seconds since the Unix epoch.
+    /// When sessions are to be warned or ended, in seconds since the Unix epoch.
     expiring: BinaryHeap<Reverse<(u64, SocketId)>>,
     events: Vec<Event>,
     /// Plaintext of the connection at hand.
@@ -330,26 +332,6 @@ impl Core {
         if self.now.monotonic >= self.next_gathering {
             self.next_gathering = self.now.monotonic + ACK_GATHER;
             self.gather_cursors();
-        }
-    }
-
-    /// Notes when a session ends. Those that ended before leave the list when they are the most of it.
-    fn expire_later(&mut self, expires_s: u64, id: SocketId) {
-        if self.expiring.len() > 2 * self.sockets.count() + EXPIRING_SLACK {
-            let connections = &mut self.connections;
-            self.expiring
-                .retain(|Reverse((_, id))| connections.get(*id).is_some());
-        }
-        self.expiring.push(Reverse((expires_s, id)));
-    }
-
-    fn expire_sessions(&mut self) {
-        while let Some(Reverse((expires_s, id))) = self.expiring.peek().copied() {
-            if expires_s > self.now.unix_s() {
-                return;
-            }
-            self.expiring.pop();
-            self.say_goodbye(id, GoodbyeReason::TokenExpired, 0);
         }
     }
 
