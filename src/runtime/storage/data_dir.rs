@@ -438,6 +438,7 @@ fn new_super_block(path: &Path, format: &Format) -> Result<SuperBlock, DataDirEr
         logs,
         segment_size,
         hash_key,
+        data_id: [0; 16],
         durable_lsn: vec![0; logs as usize],
         checkpoint_lsn: vec![0; logs as usize],
     };
