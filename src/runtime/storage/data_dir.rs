@@ -15,10 +15,9 @@ use crate::log::limits::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES
 use crate::log::{NodeIdentity, SegmentSize};
 
 use super::limits::{LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
-use super::super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};
+use super::super_block::{SUPER_BYTES, SUPER_NAMES, SUPER_VERSION, SuperBlock, SuperFault};
 
 const LOCK_NAME: &str = "LOCK";
-const SUPER_NAMES: [&str; 2] = ["SUPER.a", "SUPER.b"];
 /// What a directory may hold and still be formatted: our own beginnings, the development keys, and
 /// what a file system puts into its root.
 const NOT_DATA: [&str; 6] = [
@@ -79,6 +78,18 @@ pub enum DataDirError {
         path: PathBuf,
         /// Its version.
         found: u32,
+    },
+    /// There is nothing.
+    #[error("there is no data directory {path}; give another path with --data")]
+    Absent {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is a directory, and nothing in it.
+    #[error("{path} is no data directory: nothing is in it; give another path with --data")]
+    Empty {
+        /// The path.
+        path: PathBuf,
     },
     /// The process may not write there.
     #[error(
@@ -161,7 +172,18 @@ pub enum DataDirError {
     },
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+impl DataDirError {
+    /// Whether something is gone that had been there, so that there is data and it is not whole.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::SuperMissing { .. } | Self::SuperCorrupt { .. } | Self::LogMissing { .. }
+        )
+    }
+}
+
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
     let path = path.to_owned();
     move |source| match source.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
@@ -199,7 +221,8 @@ impl DataDir {
         create(path)?;
         let formatted = look(path)?;
         let lock = lock(path)?;
-        let mut super_block = match read_supers(path)? {
+        let supers = read_super_files(path)?;
+        let mut super_block = match newest_super(path, &supers)? {
             Some(found) => found,
             None if formatted => {
                 return Err(DataDirError::SuperCorrupt {
@@ -268,11 +291,7 @@ impl DataDir {
 
     /// What the headers of the segments of log `log_no` say.
     pub fn identity(&self, log_no: u32) -> NodeIdentity {
-        NodeIdentity {
-            cluster_id: self.super_block.cluster_id,
-            node_id: self.super_block.node_id,
-            log: log_no,
-        }
+        self.super_block.identity(log_no)
     }
 }
 
@@ -303,7 +322,7 @@ fn create(path: &Path) -> Result<(), DataDirError> {
 }
 
 /// Whether there is a superblock; refuses a directory that has none and is not empty.
-fn look(path: &Path) -> Result<bool, DataDirError> {
+pub(super) fn look(path: &Path) -> Result<bool, DataDirError> {
     let mut other = None;
     for entry in fs::read_dir(path).map_err(failed("list", path))? {
         let name = entry
@@ -345,50 +364,65 @@ fn lock(directory: &Path) -> Result<File, DataDirError> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            // What cannot be read is reported as unknown.
-            let _ = file.by_ref().take(LOCK_BYTES_MAX).read_to_string(&mut text);
-            let field = |name: &str| {
-                let line = text.lines().find_map(|line| line.strip_prefix(name));
-                line.unwrap_or("unknown").to_owned()
-            };
-            Err(DataDirError::Locked {
-                path: directory.to_owned(),
-                pid: field("pid="),
-                address: field("addr="),
-            })
-        }
+        Err(TryLockError::WouldBlock) => Err(locked(directory, &mut file)),
     }
 }
 
+/// What the holder of the lock wrote into it.
+pub(super) fn locked(directory: &Path, file: &mut File) -> DataDirError {
+    let mut text = String::new();
+    // What cannot be read is reported as unknown.
+    let _ = file.take(LOCK_BYTES_MAX).read_to_string(&mut text);
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or("unknown").to_owned()
+    };
+    DataDirError::Locked {
+        path: directory.to_owned(),
+        pid: field("pid="),
+        address: field("addr="),
+    }
+}
+
+/// What lies in SUPER.a and SUPER.b; `None` for one that is not there.
+pub(super) type Supers = [(&'static str, Option<Result<SuperBlock, SuperFault>>); 2];
+
+/// Reads both superblock files.
+pub(super) fn read_super_files(directory: &Path) -> Result<Supers, DataDirError> {
+    let mut supers = SUPER_NAMES.map(|name| (name, None));
+    for (name, found) in &mut supers {
+        let path = directory.join(name);
+        match read_bounded(&path) {
+            Ok(bytes) => *found = Some(SuperBlock::decode(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("read", &path)(error)),
+        }
+    }
+    Ok(supers)
+}
+
 /// The newest superblock that is whole. None: there are no superblock files, or none is whole.
-fn read_supers(directory: &Path) -> Result<Option<SuperBlock>, DataDirError> {
+pub(super) fn newest_super(
+    directory: &Path,
+    supers: &Supers,
+) -> Result<Option<SuperBlock>, DataDirError> {
     let mut newest: Option<SuperBlock> = None;
     let mut corrupt = None;
-    for name in SUPER_NAMES {
-        let path = directory.join(name);
-        let bytes = match read_bounded(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(failed("read", &path)(error)),
-        };
-        match SuperBlock::decode(&bytes) {
-            Ok(found) => {
-                if newest
-                    .as_ref()
-                    .is_none_or(|newest| newest.sequence < found.sequence)
-                {
-                    newest = Some(found);
+    for (name, found) in supers {
+        match found {
+            Some(Ok(found)) => {
+                if newest.as_ref().is_none_or(|newest| newest.sequence < found.sequence) {
+                    newest = Some(found.clone());
                 }
             }
-            Err(SuperFault::Corrupt) => corrupt = Some(path),
-            Err(SuperFault::Version(found)) => {
+            Some(Err(SuperFault::Corrupt)) => corrupt = Some(directory.join(name)),
+            Some(Err(SuperFault::Version(found))) => {
                 return Err(DataDirError::OtherVersion {
                     path: directory.to_owned(),
-                    found,
+                    found: *found,
                 });
             }
+            None => {}
         }
     }
     if let (Some(path), Some(newest)) = (corrupt, newest.as_mut()) {
@@ -471,9 +505,9 @@ fn open_logs(path: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> 
     sync_directory(path)
 }
 
-/// Odd sequences go to SUPER.a, even ones to SUPER.b: the newest is never the one replaced.
+/// Replaces the older of the two files.
 fn write_super(directory: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> {
-    let name = SUPER_NAMES[usize::from(super_block.sequence.is_multiple_of(2))];
+    let name = super_block.file_name();
     let path = directory.join(name);
     let unfinished = directory.join(format!("{name}.tmp"));
     let write = || {
@@ -486,12 +520,14 @@ fn write_super(directory: &Path, super_block: &SuperBlock) -> Result<(), DataDir
     sync_directory(directory)
 }
 
+/// Makes what was created, renamed or removed in a directory durable.
 fn sync_directory(path: &Path) -> Result<(), DataDirError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(failed("sync", path))
 }
 
+/// The same for the directory that `path` lies in.
 fn sync_parent(path: &Path) -> Result<(), DataDirError> {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent),

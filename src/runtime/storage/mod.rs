@@ -14,6 +14,7 @@
 
 mod blocking;
 mod data_dir;
+mod data_view;
 mod files;
 mod keeper;
 mod limits;
@@ -27,7 +28,9 @@ mod tests;
 pub use crate::log::Space;
 pub use blocking::BlockingLog;
 pub use data_dir::{DataDir, DataDirError, Format};
+pub use data_view::{Access, DataView, SuperState, setup_of};
 pub use files::{FileWrite, Files, ReadError};
+pub(super) use mmap::SegmentMap;
 pub use limits::{BLOCK_BYTES, LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
 pub use open::{LogError, Mapped, open_log};
 pub use super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};

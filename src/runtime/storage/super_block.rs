@@ -3,7 +3,7 @@
 //! Magic, version and the CRC in the last four bytes keep their place in every version, so that
 //! "another version" and "broken" can be told apart for ever.
 
-use crate::log::SegmentSize;
+use crate::log::{NodeIdentity, SegmentSize};
 
 use super::limits::{LOGS_MAX, SHARDS_MAX};
 
@@ -12,6 +12,8 @@ pub const SUPER_BYTES: usize = 4096;
 /// Version of the data directory that this program reads and writes.
 pub const SUPER_VERSION: u32 = 2;
 
+/// Names of the two superblock files.
+pub(super) const SUPER_NAMES: [&str; 2] = ["SUPER.a", "SUPER.b"];
 const MAGIC: [u8; 8] = *b"IRIS-SUP";
 const CRC_AT: usize = SUPER_BYTES - 4;
 const LOGS_AT: usize = 128;
@@ -89,6 +91,23 @@ impl SuperBlock {
             return self.cluster_id;
         }
         self.data_id
+    }
+
+    /// What the headers of the segments of log `log` say.
+    #[must_use]
+    pub fn identity(&self, log: u32) -> NodeIdentity {
+        NodeIdentity {
+            cluster_id: self.cluster_id,
+            node_id: self.node_id,
+            log,
+        }
+    }
+
+    /// The file that it is written to: odd sequences to SUPER.a, even ones to SUPER.b, so that the newest
+    /// is never the one replaced.
+    #[must_use]
+    pub fn file_name(&self) -> &'static str {
+        SUPER_NAMES[usize::from(self.sequence.is_multiple_of(2))]
     }
 
     /// The 4 KiB to be written.
