@@ -7,10 +7,13 @@
 
 mod crash;
 mod delivery;
+mod full_disk;
 mod gate;
 mod harness;
 mod hygiene;
+mod load;
 mod login;
 mod raw;
+mod small_disk;
 mod start;
 mod tour;
