@@ -8,9 +8,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use iris_proto::v2::server_frame::Frame as ServerFrame;
+use iris_proto::v2::{RejectCode, server_frame::Frame as ServerFrame};
 
 use super::harness::{PATIENCE, Random, Server};
 use super::raw::{Hello, Raw};
@@ -19,6 +19,9 @@ pub const SENDERS: usize = 4;
 pub const RECIPIENTS: usize = 6;
 /// Sends of one sender that wait for their answer at a time.
 const IN_FLIGHT: usize = 16;
+
+/// How long an acknowledgement waits for company: what PROTOCOL.md allows.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(100);
 
 /// What one sender knows, over all switches: its numbers are counted per recipient, from 1.
 #[derive(Default)]
@@ -35,6 +38,8 @@ pub enum Ended {
     Told,
     /// The switch said Goodbye, or the connection ended.
     Lost(String),
+    /// The switch has no room, or takes a disk that is gone for a full one.
+    NoRoom,
 }
 
 pub fn recipient(i: usize) -> String {
@@ -123,7 +128,7 @@ impl Sender {
         let mut asked = Asked { waiting };
         let result = self.talk(me, &mut client, bytes_max, watch, random, &mut asked);
         watch.back.fetch_add(1, Ordering::SeqCst);
-        result.map_or_else(Ended::Lost, |()| Ended::Told)
+        result.err().unwrap_or(Ended::Told)
     }
 
     fn talk(
@@ -134,14 +139,14 @@ impl Sender {
         watch: &Watch,
         random: &mut Random,
         asked: &mut Asked,
-    ) -> Result<(), String> {
-        let mut send = |to: usize, n: u64, asked: &mut Asked, client: &mut Raw| {
+    ) -> Result<(), Ended> {
+        let send = |to: usize, n: u64, asked: &mut Asked, client: &mut Raw| {
             let doomed = watch.disk_gone.load(Ordering::SeqCst);
             let body = body(me, to, n, bytes_max);
             let tag = client.try_send(&recipient(to), n, &body);
-            let tag = tag.map_err(|why| why.to_string())?;
+            let tag = tag.map_err(|why| Ended::Lost(why.to_string()))?;
             asked.waiting.insert(tag, (to, n, doomed));
-            Ok::<_, String>(())
+            Ok::<_, Ended>(())
         };
         for to in 0..RECIPIENTS {
             for n in self.accepted[to] + 1..=self.sent[to] {
@@ -158,7 +163,7 @@ impl Sender {
             if asked.waiting.is_empty() {
                 return Ok(());
             }
-            match client.try_next()? {
+            match client.try_next().map_err(Ended::Lost)? {
                 ServerFrame::Accepted(accepted) => {
                     let (to, n, doomed) = asked.waiting.remove(&accepted.tag).unwrap();
                     assert_eq!(accepted.n, n);
@@ -167,7 +172,12 @@ impl Sender {
                     self.accepted[to] = n;
                     watch.accepted.fetch_add(1, Ordering::SeqCst);
                 }
-                ServerFrame::Goodbye(goodbye) => return Err(format!("{:?}", goodbye.reason())),
+                ServerFrame::Goodbye(goodbye) => {
+                    return Err(Ended::Lost(format!("{:?}", goodbye.reason())));
+                }
+                ServerFrame::Rejected(why) if why.code() == RejectCode::DiskFull => {
+                    return Err(Ended::NoRoom);
+                }
                 other => panic!("sender {me}: {other:?}"),
             }
         }
@@ -237,19 +247,29 @@ impl Reader {
             "reader {me}: {gone}"
         );
         let mut seq = welcome.cursor;
+        let mut told = seq;
         let mut ack_at = seq + 1 + random.below(50);
         while !to_head || seq < welcome.head_seq {
-            let entry = match client.try_next()? {
-                ServerFrame::Entry(entry) => entry,
-                ServerFrame::Goodbye(goodbye) => return Err(format!("{:?}", goodbye.reason())),
-                other => panic!("reader {me}: {other:?}"),
+            let frame = match client.try_next_within(ACK_DELAY_MAX)? {
+                None if told == seq => Some(client.try_next()?),
+                frame => frame,
             };
-            seq += 1;
-            assert_eq!(entry.seq, seq, "reader {me}: dense");
-            self.note(me, seq, sender_of(&entry.from), &entry.body, bytes_max);
+            match frame {
+                Some(ServerFrame::Entry(entry)) => {
+                    seq += 1;
+                    assert_eq!(entry.seq, seq, "reader {me}: dense");
+                    self.note(me, seq, sender_of(&entry.from), &entry.body, bytes_max);
+                }
+                Some(ServerFrame::Goodbye(goodbye)) => {
+                    return Err(format!("{:?}", goodbye.reason()));
+                }
+                Some(other) => panic!("reader {me}: {other:?}"),
+                None => ack_at = seq,
+            }
             if seq >= ack_at || to_head && seq == welcome.head_seq {
                 self.acknowledged = self.acknowledged.max(seq);
                 client.try_ack(seq).map_err(|why| why.to_string())?;
+                told = seq;
                 ack_at = seq + 1 + random.below(50);
             }
         }

@@ -7,6 +7,7 @@
 
 mod crash;
 mod delivery;
+mod failed_sync;
 mod full_disk;
 mod gate;
 mod harness;

@@ -235,14 +235,16 @@ impl Raw {
         reason
     }
 
-    /// Whether the switch says nothing for so long.
-    pub fn is_silent_for(&mut self, time: Duration) -> bool {
+    /// The next frame if one comes within so long; an error at the end of the connection.
+    pub fn try_next_within(&mut self, time: Duration) -> Result<Option<ServerFrame>, String> {
         let deadline = Instant::now() + time;
-        let socket = &self.stream.sock;
-        socket.set_read_timeout(Some(time)).unwrap();
+        self.stream.sock.set_read_timeout(Some(time)).unwrap();
         let said = self.try_next();
         self.stream.sock.set_read_timeout(Some(PATIENCE)).unwrap();
-        said.is_err() && Instant::now() >= deadline
+        match said {
+            Err(_) if Instant::now() >= deadline => Ok(None),
+            said => said.map(Some),
+        }
     }
 
     /// Everything that the switch sends before it answers a Ping sent now: what is not in it had not
