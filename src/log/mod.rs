@@ -19,16 +19,27 @@
 //! means is the shard's business.
 
 mod builder;
+mod checkpoint;
 #[cfg(test)]
 mod crash_trials;
+#[cfg(test)]
+mod damage_trials;
 mod format;
+mod harvest;
 mod items;
 pub mod limits;
+mod part;
 pub mod recovery;
+mod writer;
 
 pub use builder::FrameBuilder;
-pub use format::{
-    FrameHeader, FrameKind, HeaderFault, NodeIdentity, Placement, RecordFault, RecordHeader,
-    RecordKind, SegmentHeader, SegmentSize, records,
+pub use checkpoint::{
+    CheckpointError, CheckpointHeader, CheckpointReader, CheckpointWriter, Section,
 };
+pub use format::{
+    FrameHeader, FrameKind, HeaderFault, HeadsError, NodeIdentity, Placement, RecordFault,
+    RecordHeader, RecordKind, SegmentHeader, SegmentSize, heads, heads_encode, records,
+};
+pub use harvest::{Harvest, harvest};
 pub use items::{ItemError, Items, item_at, item_encode_into, items};
+pub use writer::{Flush, PlaceError, Space, Write, Writer, WriterStart};

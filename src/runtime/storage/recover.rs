@@ -14,7 +14,9 @@ use std::sync::atomic::AtomicBool;
 use tracing::{info, warn};
 
 use crate::log::SegmentSize;
-use crate::log::recovery::{CUT_BLOCK_BYTES, Origin, Recovered, ScanError, Tail, leftovers, scan};
+use crate::log::recovery::{
+    CUT_BLOCK_BYTES, Hole, Origin, Recovered, ScanError, Seen, Tail, leftovers, scan,
+};
 
 use super::data_dir::DataDir;
 use super::limits::BUFFERS_KEPT;
@@ -49,14 +51,14 @@ pub(super) fn recover(
     let maps = map_segments(&directory, size)?;
     let bytes: Vec<&[u8]> = maps.iter().map(SegmentMap::bytes).collect();
     let identity = data_dir.identity(log_no);
-    let (index, prev_crc) = (FIRST_INDEX, 0);
     let origin = Origin {
         size,
         identity,
-        index,
-        prev_crc,
+        lsn: size.first_lsn(FIRST_INDEX),
+        prev_crc: 0,
+        durable: 0,
     };
-    let tail = scan(&origin, &bytes, visit).map_err(|error| explain(error, &directory, size))?;
+    let tail = scan_undamaged(&origin, &bytes, &directory, visit)?;
     let (end, known) = (tail.end, super_block.durable_lsn[log_no as usize]);
     if end < known {
         let path = directory;
@@ -96,6 +98,28 @@ pub(super) fn recover(
     }
     info!(log = log_no, lsn = log.end, ?found, "log recovered");
     Ok(log)
+}
+
+/// Scans, and refuses a log with holes.
+fn scan_undamaged(
+    origin: &Origin,
+    segments: &[&[u8]],
+    directory: &Path,
+    visit: &mut dyn FnMut(Recovered<'_>),
+) -> Result<Tail, LogError> {
+    let numbered: Vec<(u64, &[u8])> = (FIRST_INDEX..).zip(segments.iter().copied()).collect();
+    let mut damage: Option<Hole> = None;
+    let scanned = scan(origin, &numbered, &mut |seen| match seen {
+        Seen::Record(record) => visit(record),
+        Seen::Broken(_) => {}
+        Seen::Hole(hole) => {
+            damage.get_or_insert(hole);
+        }
+    });
+    if let Some(hole) = damage {
+        return Err(damaged(&hole, directory, origin.size));
+    }
+    scanned.map_err(|error| explain(error, directory, origin.size))
 }
 
 fn needs_seal(last: crate::log::FrameKind) -> bool {
@@ -144,6 +168,17 @@ fn first_lsn_of(name: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
+fn damaged(hole: &Hole, directory: &Path, size: SegmentSize) -> LogError {
+    LogError::Damaged {
+        path: segment_path(directory, size, size.index_of(hole.from)),
+        offset: size.offset_of(hole.from) as u64,
+        lsn: hole.from,
+        fault: hole.fault,
+        proof_lsn: hole.proof_lsn,
+        proof_synced_lsn: hole.proof_synced_lsn,
+    }
+}
+
 fn explain(error: ScanError, directory: &Path, size: SegmentSize) -> LogError {
     let place = |at: u64| -> (PathBuf, u64) {
         (
@@ -152,20 +187,13 @@ fn explain(error: ScanError, directory: &Path, size: SegmentSize) -> LogError {
         )
     };
     match error {
-        ScanError::Damaged {
-            at,
-            fault,
-            proof_lsn,
-            proof_synced_lsn,
-        } => {
+        ScanError::TooMuch { at } => {
             let (path, offset) = place(at);
-            LogError::Damaged {
+            let reason = "too many damaged places before it".to_owned();
+            LogError::Malformed {
                 path,
                 offset,
-                lsn: at,
-                fault,
-                proof_lsn,
-                proof_synced_lsn,
+                reason,
             }
         }
         ScanError::Foreign { at, found } => LogError::Foreign {
