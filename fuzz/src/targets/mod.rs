@@ -2,7 +2,12 @@
 //! hold for all of them. No panic, no more memory than is said here, and nothing accepted that is
 //! not what it claims to be.
 
+mod checkpoint;
 mod frames;
+mod harvest;
+mod log_scan;
+mod segments;
+mod writer;
 
 /// One target.
 pub struct Target {
@@ -22,6 +27,9 @@ pub const TARGETS: &[Target] = &[
     frames::CLIENT_FRAME,
     frames::SERVER_FRAME,
     frames::FRAME_STREAM,
+    log_scan::LOG_SCAN,
+    harvest::HARVEST,
+    checkpoint::CHECKPOINT,
 ];
 
 /// For targets without CRCs.
