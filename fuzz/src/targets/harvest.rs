@@ -90,13 +90,11 @@ fn judge_flip(segment: &Segment, taken: &Taken, data: &[u8]) {
     let at = offset + bit / 8;
     let mut hurt = segment.clone();
     hurt.bytes[at] ^= 1 << (bit % 8);
-    for (offset, bytes) in all(&hurt, 0, usize::MAX) {
-        let held = offset..offset + bytes.len();
-        assert!(
-            !held.contains(&at),
-            "a flipped bit at {at:#x} was taken along"
-        );
-    }
+    let again = all(&hurt, 0, usize::MAX);
+    assert!(
+        !again.iter().any(|(position, _)| position == offset),
+        "a flipped bit at {at:#x} was taken along"
+    );
 }
 
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {

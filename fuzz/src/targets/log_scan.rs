@@ -32,8 +32,8 @@ const fn scan_bytes_max(segments: usize) -> usize {
 /// What a scan showed, without its lifetime.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Shown {
-    /// Position of the payload, its length, whether it was shown as whole, and shard and index.
-    Record(u64, usize, bool, u16, u64),
+    /// Position of the payload, its length, how sure it is, and shard and index.
+    Record(u64, usize, Surety, u16, u64),
     Hole(u64, u64),
 }
 
@@ -77,16 +77,31 @@ fn run(input: &Input) -> (Result<Tail, ScanError>, Vec<Seen<'_>>) {
     (result, seen)
 }
 
+/// How sure a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Surety {
+    /// It was shown as broken.
+    Broken,
+    /// It was shown as whole, which only its frame can say.
+    ByItsFrame,
+    /// It was shown as whole, and its own CRCs say so.
+    ByItself,
+}
+
 fn shown(input: &Input) -> (Result<Tail, ScanError>, Vec<Shown>) {
     let (result, seen) = run(input);
     let record = |found: Recovered<'_>, whole| {
-        let (shard, index) = (found.record.shard, found.record.index);
+        let surety = match whole {
+            false => Surety::Broken,
+            true if is_proven(&found) => Surety::ByItself,
+            true => Surety::ByItsFrame,
+        };
         Shown::Record(
             found.lsn_of_payload,
             found.payload.len(),
-            whole,
-            shard,
-            index,
+            surety,
+            found.record.shard,
+            found.record.index,
         )
     };
     let shown = seen.into_iter().map(|one| match one {
@@ -316,20 +331,21 @@ fn next_segment(position: u64) -> u64 {
     size().first_lsn(size().index_of(position) + 1)
 }
 
-/// One bit of a record that was shown as whole: nothing that holds it is shown as whole any more.
+/// One bit of a record whose own CRCs were right: it is not shown as whole any more. (One that they did
+/// not prove, a bit may even mend.)
 fn judge_flip(input: &Input, all: &[Shown], data: &[u8]) {
-    let whole: Vec<_> = all
+    let sure: Vec<_> = all
         .iter()
         .filter_map(|one| match one {
-            Shown::Record(lsn, len, true, ..) => Some((*lsn, *len)),
+            Shown::Record(lsn, len, Surety::ByItself, ..) => Some((*lsn, *len)),
             _ => None,
         })
         .collect();
-    if whole.is_empty() {
+    if sure.is_empty() {
         return;
     }
     let chance = crc32fast::hash(data) as usize;
-    let (lsn, len) = whole[chance % whole.len()];
+    let (lsn, len) = sure[chance % sure.len()];
     let bit = (chance >> 4) % ((RECORD_HEADER_BYTES + len) * 8);
     let at = lsn - RECORD_HEADER_BYTES as u64 + (bit / 8) as u64;
     let mut hurt = input.clone();
@@ -340,13 +356,11 @@ fn judge_flip(input: &Input, all: &[Shown], data: &[u8]) {
         .expect("it was shown");
     segment.bytes[size().offset_of(at)] ^= 1 << (bit % 8);
     for one in shown(&hurt).1 {
-        let Shown::Record(lsn, len, true, ..) = one else {
-            continue;
-        };
-        let held = lsn - RECORD_HEADER_BYTES as u64..lsn + len as u64;
+        let is_whole = !matches!(one, Shown::Record(_, _, Surety::Broken, ..));
+        let is_same = matches!(one, Shown::Record(position, ..) if position == lsn);
         assert!(
-            !held.contains(&at),
-            "a flipped bit at {at:#x}, and a record with it"
+            !(is_same && is_whole),
+            "a flipped bit at {at:#x}, and {one:?}"
         );
     }
 }
