@@ -41,5 +41,5 @@ pub use format::{
     RecordHeader, RecordKind, SegmentHeader, SegmentSize, heads, heads_encode, records,
 };
 pub use harvest::{Harvest, harvest};
-pub use items::{ItemError, Items, item_at, item_encode_into, items};
+pub use items::{ItemError, Items, item_at, item_encode_into, item_encode_with, items};
 pub use writer::{Flush, PlaceError, Space, Write, Writer, WriterStart};

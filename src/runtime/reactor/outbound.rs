@@ -52,6 +52,16 @@ pub(super) fn populated_for(job: u64) -> Option<SocketId> {
     })
 }
 
+/// What a client is told of entries whose messages were set aside.
+fn lost(first: Seq, last: Seq, fetch_tag: u64) -> v2::Gap {
+    v2::Gap {
+        first: first.0,
+        last: last.0,
+        reason: v2::GapReason::Lost.into(),
+        fetch_tag,
+    }
+}
+
 /// How far a session's pulling came.
 enum Pulled {
     /// Nothing is owed, or its window is closed.
@@ -149,7 +159,10 @@ impl Core {
             return Pulled::All;
         };
         let shard = live.shard;
-        let head = self.lanes.shard(shard).users().get(user).head();
+        let Some(inbox) = self.lanes.shard(shard) else {
+            return Pulled::Damaged;
+        };
+        let head = inbox.users().get(user).head();
         while let Some(next) = live.session.next(head) {
             if plain.len() >= SEND_BYTES_MAX {
                 return Pulled::More;
@@ -168,8 +181,8 @@ impl Core {
                     continue;
                 }
             };
-            let users = self.lanes.shard(shard).users();
-            let Some(position) = users.get(user).position(seq) else {
+            let inbox = self.lanes.shard(shard).map(|shard| shard.users().get(user));
+            let Some(slot) = inbox.and_then(|inbox| inbox.slot(seq)) else {
                 // History left the index behind this session's back. A fetch ends early, and asking
                 // on tells its client where history begins now; a push can only begin again.
                 if tag == 0 {
@@ -178,7 +191,14 @@ impl Core {
                 live.session.cut_fetch();
                 continue;
             };
-            let log = self.lanes.log_mut(shard);
+            let Some(position) = slot.position() else {
+                let last = inbox.and_then(|inbox| inbox.gap_end(seq));
+                let last = last.unwrap_or(seq);
+                wire::encode_gap(plain, lost(seq, last, tag));
+                live.session.skipped(next, last);
+                continue;
+            };
+            let log = self.lanes.files_mut(shard);
             if let Some((address, bytes)) = log.cold_range(position, ENTRY_SPAN_BYTES) {
                 if self.populating >= POPULATES_MAX {
                     self.waiting_to_populate.push(id);
@@ -191,7 +211,8 @@ impl Core {
                 unsafe { self.sockets.populate(job, address, bytes) };
                 return Pulled::Waits(position);
             }
-            match self.encode_entry(shard, position, seq, tag, plain) {
+            let user = live.session.identity.user.as_str();
+            match self.encode_entry(shard, position, (user, seq), tag, plain) {
                 Some(bytes) => {
                     self.totals.entries += 1;
                     live.session.went(next, bytes);
@@ -203,30 +224,25 @@ impl Core {
     }
 
     /// Appends one entry's frame from where the entry lies in the log; its body's bytes. `None` when
-    /// the bytes there are not what was written: they are never sent.
+    /// the bytes there are not this entry as it was written: they are never sent.
     fn encode_entry(
         &mut self,
         shard: ShardId,
         position: u64,
-        seq: Seq,
+        (user, seq): (&str, Seq),
         fetch_tag: u64,
         plain: &mut Vec<u8>,
     ) -> Option<usize> {
-        let item = match self.lanes.log_mut(shard).item(position) {
-            Ok(item) => item,
-            Err(error) => {
-                tracing::error!(shard = shard.0, seq = seq.0, lsn = position, %error, "an entry is damaged and was not delivered; stop the switch and restore the log from a backup");
+        let found = self.lanes.files_mut(shard).item(position);
+        let append = match found.map(command::decode) {
+            Ok(Ok(Command::Append(append))) if append.to == user && append.seq == seq => append,
+            other => {
+                let error = other.err().map(|error| error.to_string());
+                let error = error.unwrap_or_else(|| "another message lies there".to_owned());
+                tracing::error!(shard = shard.0, seq = seq.0, lsn = position, %error, "an entry is damaged and was not delivered; stop the switch, look with `iris log verify`, then restore a backup or set it aside with `iris log salvage`");
+                self.lanes.met_damage(shard);
                 return None;
             }
-        };
-        let Ok(Command::Append(append)) = command::decode(item) else {
-            tracing::error!(
-                shard = shard.0,
-                seq = seq.0,
-                lsn = position,
-                "an inbox points at what is no message; restore the log from a backup"
-            );
-            return None;
         };
         wire::encode_entry(
             plain,
@@ -255,7 +271,7 @@ impl Core {
             && let Some((shard, position)) = connection.populating
         {
             self.lanes
-                .log_mut(shard)
+                .files_mut(shard)
                 .mark_resident(position, ENTRY_SPAN_BYTES);
         }
         self.pull_again(id);
