@@ -180,12 +180,17 @@ mod tests {
 
     /// R: D-5. One call reads about as much as it was told.
     #[test]
-    fn a_small_budget_takes_one_frame() {
+    fn a_small_budget_takes_one_frame_and_a_large_one_all() {
         let world = full(3);
         let first = world.placed.iter().find(|placed| placed.kind.is_some());
         let found = harvest(SIZE, 0, &world.disk[0], 0, 1);
         let first = first.unwrap();
         assert_eq!(found.next, Some(SIZE.offset_of(first.lsn) + first.len));
+        let found = harvest(SIZE, 0, &world.disk[0], 0, SIZE.bytes() as usize);
+        assert_eq!(
+            (found.next, found.items.len()),
+            (None, expected(&world, 0).len())
+        );
     }
 
     /// R: D-2, D-5
