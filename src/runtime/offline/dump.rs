@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, Serializer};
 
 use crate::log::limits::{FRAME_HEADER_BYTES, ITEM_HEADER_BYTES, RECORD_HEADER_BYTES};
+use crate::log::recovery::Fault;
 use crate::log::survey::{Sight, survey};
 use crate::log::{
     CheckpointReader, FrameHeader, FrameKind, RecordHeader, RecordKind, Section, SegmentHeader,
@@ -241,8 +242,8 @@ pub enum Line<'a> {
         lsn: u64,
         /// Where they end.
         to: u64,
-        /// What is wrong at the beginning.
-        fault: String,
+        /// What is wrong at the beginning, in one word.
+        fault: &'static str,
     },
     /// A checkpoint's header.
     Checkpoint {
@@ -392,13 +393,27 @@ fn segment<E>(
                 sink.make_up(&Line::Bad {
                     lsn: first + from as u64,
                     to: first + to as u64,
-                    fault: fault.to_string(),
+                    fault: fault_word(fault),
                 })
             }
             _ => Ok(()),
         };
     });
     result
+}
+
+const fn fault_word(fault: Fault) -> &'static str {
+    match fault {
+        Fault::SegmentUnused => "segment_unused",
+        Fault::SegmentHeader => "segment_header",
+        Fault::SegmentChain => "segment_chain",
+        Fault::Zero => "zero",
+        Fault::Header => "header",
+        Fault::Stale => "stale",
+        Fault::Length => "length",
+        Fault::Body { .. } => "body",
+        Fault::Chain => "chain",
+    }
 }
 
 fn segment_line(header: &SegmentHeader) -> Line<'static> {
@@ -439,10 +454,10 @@ fn frame<E>(header: &FrameHeader, body: &[u8], sink: &mut Sink<'_, E>) -> Result
     result?;
     match divided {
         Ok(()) => Ok(()),
-        Err(fault) => sink.make_up(&Line::Bad {
+        Err(_) => sink.make_up(&Line::Bad {
             lsn: header.lsn,
             to: header.lsn + header.frame_len() as u64,
-            fault: format!("the frame is whole and does not divide into records ({fault:?})"),
+            fault: "records",
         }),
     }
 }

@@ -104,6 +104,8 @@ pub struct Snapshot {
     pub sealed: Vec<Named>,
     /// The newest segment: its number, where it was, and its bytes up to behind its last frame.
     pub newest: Option<(u64, PathBuf, Vec<u8>)>,
+    /// Segments behind it that have nothing yet.
+    pub spares: u64,
     /// Position behind the last frame.
     pub end: u64,
 }
@@ -112,12 +114,13 @@ pub struct Snapshot {
 pub fn take(view: &DataView, log: u32) -> Result<Snapshot, SnapshotError> {
     let size = view.super_block().segment_size;
     let (mut checkpoints, mut segments) = open_all(view, log)?;
-    let mut newest = None;
+    let (mut newest, mut spares) = (None, 0);
     while let Some(last) = segments.pop() {
         if let Some(bytes) = read_newest(size, &last)? {
             newest = Some((last.number, last.path, bytes));
             break;
         }
+        spares += 1;
     }
     // An older checkpoint whose log is gone already has been replaced meanwhile.
     let numbers: Vec<u64> = segments.iter().map(|named| named.number).collect();
@@ -135,6 +138,7 @@ pub fn take(view: &DataView, log: u32) -> Result<Snapshot, SnapshotError> {
         checkpoints,
         sealed: segments,
         newest,
+        spares,
         end,
     })
 }

@@ -129,10 +129,13 @@ pub fn stat(view: &DataView, access: Access, only: Option<u32>) -> Result<Stat, 
                 })
             }
             Access::MayRun => {
-                let caught = Caught::new(view, snapshot::take(view, log)?)?;
-                caught.found(durable, |found| {
+                let snapshot = snapshot::take(view, log)?;
+                let spares = snapshot.spares;
+                let caught = Caught::new(view, snapshot)?;
+                let counted = caught.found(durable, |found| {
                     count(view, log, found, &mut stat.largest)
-                })
+                });
+                LogStat { spares, ..counted }
             }
         };
         stat.logs.push(counted);
