@@ -13,6 +13,10 @@ use tracing::{info, warn};
 
 use crate::log::limits::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::log::{NodeIdentity, SegmentSize};
+use crate::placement::HashKey;
+use crate::shard::ShardConfig;
+use crate::store::Setup;
+use crate::store::recover::shards_of_log;
 
 use super::limits::{LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
 use super::super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};
@@ -49,6 +53,24 @@ impl Default for Format {
             logs: 1,
             shards: SHARDS_DEFAULT,
             segment_bytes: SEGMENT_BYTES_DEFAULT,
+        }
+    }
+}
+
+/// How a log is kept short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Bytes of the log between two checkpoints, at least.
+    pub checkpoint_bytes: u64,
+    /// Bytes a second that cleaning reads of old segments, beside twice what is appended.
+    pub clean_bytes_per_s: u64,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self {
+            checkpoint_bytes: 256 * 1024 * 1024,
+            clean_bytes_per_s: 4 * 1024 * 1024,
         }
     }
 }
@@ -264,6 +286,25 @@ impl DataDir {
             ..self.super_block.clone()
         };
         write_super(&self.path, &super_block)
+    }
+
+    /// What the store of log `log_no` is made for. What belongs to no data directory is given.
+    pub fn setup(&self, log_no: u32, shard: ShardConfig, upkeep: Upkeep) -> Setup {
+        let super_block = &self.super_block;
+        // Both are below 65,536: a superblock with more is refused when it is read.
+        let narrow = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+        let (shards, logs) = (narrow(super_block.shards), narrow(super_block.logs));
+        Setup {
+            identity: self.identity(log_no),
+            incarnation: super_block.incarnation,
+            size: super_block.segment_size,
+            key: HashKey(super_block.hash_key),
+            shards_total: shards,
+            shards: shards_of_log(narrow(log_no), logs, shards),
+            shard,
+            checkpoint_bytes: upkeep.checkpoint_bytes,
+            clean_bytes_per_s: upkeep.clean_bytes_per_s,
+        }
     }
 
     /// What the headers of the segments of log `log_no` say.
