@@ -58,10 +58,8 @@ pub enum DumpError<E> {
         source: io::Error,
     },
     /// There is no such checkpoint.
-    #[error("log {log} has no {}", which(.lsn))]
+    #[error("there is no {}", which(.lsn))]
     NoCheckpoint {
-        /// The log.
-        log: u32,
         /// The one asked for; `None`: any.
         lsn: Option<u64>,
     },
@@ -562,7 +560,7 @@ fn append_line<'a>(lsn: u64, append: &Append<'a>, bodies: bool) -> Line<'a> {
     }
 }
 
-/// Shows a checkpoint of each log: the newest, or that of one position.
+/// Shows a checkpoint of each log that has one: the newest, or that of one position.
 ///
 /// # Errors
 /// When there is none, when it cannot be read, or when `take` fails.
@@ -572,19 +570,23 @@ pub fn dump_checkpoint<E>(
     lsn: Option<u64>,
     take: &mut dyn FnMut(&Line<'_>) -> Result<(), E>,
 ) -> Result<(), DumpError<E>> {
+    let mut found_any = false;
     for log in logs(view, request.log)? {
         let files = view.checkpoint_files(log).map_err(OfflineError::Log)?;
         let mut files = files.into_iter().rev();
         let file = files.find(|(found, _)| lsn.is_none_or(|wanted| wanted == *found));
         let Some((_, path)) = file else {
-            return Err(DumpError::NoCheckpoint { log, lsn });
+            continue;
         };
-        let Some(bytes) = read(&path, u64::MAX)? else {
-            return Err(DumpError::NoCheckpoint { log, lsn });
-        };
-        checkpoint(&view.setup(log), &path, &bytes, request, take)?;
+        if let Some(bytes) = read(&path, u64::MAX)? {
+            found_any = true;
+            checkpoint(&view.setup(log), &path, &bytes, request, take)?;
+        }
     }
-    Ok(())
+    match found_any {
+        true => Ok(()),
+        false => Err(DumpError::NoCheckpoint { lsn }),
+    }
 }
 
 fn checkpoint<E>(

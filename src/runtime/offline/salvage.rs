@@ -15,10 +15,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::log::SegmentSize;
+use crate::shard::ShardConfig;
 use crate::store::salvage::{Salvaged, salvage};
 
 use super::super::storage::{
-    Access, DataDir, DataView, Format, LogError, Mapped, SuperBlock, setup_of,
+    Access, DataDir, DataView, Format, LogError, Mapped, SuperBlock, Upkeep,
 };
 use super::manifest::{ManifestError, copy_file, failed, sync_directory, write_new};
 use super::verify::ShardVerdict;
@@ -131,7 +132,7 @@ pub fn list(view: &DataView, only: Option<u32>) -> Result<Listing, OfflineError>
 type Found = Result<Salvaged, String>;
 
 fn judge(data: &Path, super_block: &SuperBlock, log: u32) -> Result<Found, LogError> {
-    let setup = setup_of(super_block, log);
+    let setup = super_block.setup(log, ShardConfig::default(), Upkeep::default());
     let mapped = Mapped::open(data, log, setup.size, false)?;
     let durable = super_block.durable_lsn[log as usize];
     let salvaged = mapped.found(durable, |found| salvage(&setup, found));

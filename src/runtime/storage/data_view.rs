@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::placement::HashKey;
 use crate::shard::ShardConfig;
 use crate::store::Setup;
-use crate::store::recover::shards_of_log;
 
 use super::data_dir::{
-    DataDirError, checkpoints_path, failed, locked, log_path, look, newest_super, read_super_files,
+    DataDirError, Upkeep, checkpoints_path, failed, locked, log_path, look, newest_super,
+    read_super_files,
 };
 use super::keeper::checkpoint_path;
 use super::mmap::drop_cache;
@@ -130,7 +129,8 @@ impl DataView {
     /// When the directory has no such log.
     #[must_use]
     pub fn setup(&self, log: u32) -> Setup {
-        setup_of(&self.super_block, log)
+        let (shard, upkeep) = (ShardConfig::default(), Upkeep::default());
+        self.super_block.setup(log, shard, upkeep)
     }
 
     /// The directory of a log's segments.
@@ -181,29 +181,6 @@ impl DataView {
             drop_cache(&File::open(&path).map_err(super::open::failed("open", &path))?);
         }
         Ok(())
-    }
-}
-
-/// What log `log` of a data directory with this superblock is read with.
-///
-/// # Panics
-/// When it has no such log.
-#[must_use]
-pub fn setup_of(super_block: &SuperBlock, log: u32) -> Setup {
-    assert!(log < super_block.logs, "a log that the directory has");
-    // Both are below 65,536: a superblock with more is refused when it is read.
-    let narrow = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
-    let (logs, shards) = (narrow(super_block.logs), narrow(super_block.shards));
-    Setup {
-        identity: super_block.identity(log),
-        incarnation: super_block.incarnation,
-        size: super_block.segment_size,
-        key: HashKey(super_block.hash_key),
-        shards_total: shards,
-        shards: shards_of_log(narrow(log), logs, shards),
-        shard: ShardConfig::default(),
-        checkpoint_bytes: u64::MAX, // nothing is written
-        clean_bytes_per_s: 0,
     }
 }
 
