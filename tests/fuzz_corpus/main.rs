@@ -15,8 +15,8 @@ mod mutate;
 #[path = "../../fuzz/src/targets/mod.rs"]
 mod targets;
 
-// The targets name the log as the fuzzers' package does, which compiles it in.
-use iris::log;
+// The targets name these as the fuzzers' package does, which compiles them in.
+use iris::{log, placement, shard, store};
 use measure::{Counting, is_counting};
 use mutate::Dice;
 use targets::{TARGETS, Target, target};

@@ -294,6 +294,8 @@ fn mend_frame(
         let left = frame.len() - at - RECORD_HEADER_BYTES;
         let len = (u32_at(frame, at) as usize & 0xfffff).min(left);
         put(frame, at, (len as u32).to_le_bytes());
+        let payload = at + RECORD_HEADER_BYTES;
+        mend_items(&mut frame[payload..payload + len], wants);
         if wants() {
             let header = &frame[at..at + RECORD_HEADER_BYTES];
             let crc = record_crc(header, salt, lsn + at as u64);
@@ -319,4 +321,23 @@ fn mend_frame(
     let crc = crc32fast::hash(&frame[4..FRAME_HEADER_BYTES]);
     put(frame, 0, crc.to_le_bytes());
     crc
+}
+
+/// CRCs of items, as far as the bytes divide into some.
+fn mend_items(payload: &mut [u8], wants: &mut impl FnMut() -> bool) {
+    let mut at = 0;
+    while at + 8 <= payload.len() {
+        let len = u32_at(payload, at) as usize;
+        let Some(end) = (at + 8)
+            .checked_add(len)
+            .filter(|end| *end <= payload.len())
+        else {
+            return;
+        };
+        if wants() {
+            let crc = crc32fast::hash(&[&payload[at..at + 4], &payload[at + 8..end]].concat());
+            put(payload, at + 4, crc.to_le_bytes());
+        }
+        at = end;
+    }
 }
