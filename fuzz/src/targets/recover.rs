@@ -13,7 +13,7 @@ use super::segments::{
 use super::shard_state::{KEY, SHARDS, append, config, encoded, story, user_of, written};
 use super::writer::Log;
 use super::{Target, checkpoint};
-use crate::log::{CheckpointHeader, CheckpointWriter, item_at};
+use crate::log::{CheckpointHeader, CheckpointReader, CheckpointWriter, item_at};
 use crate::measure::measured;
 use crate::placement::ShardId;
 use crate::shard::command::{Command, decode};
@@ -118,10 +118,23 @@ fn check(data: &[u8]) {
         return;
     }
     let Ok(recovered) = run(&files) else { return };
-    if files.checkpoint.is_none() {
-        judge_entries(&files.input.segments, &recovered);
+    match &files.checkpoint {
+        None => judge_entries(&files.input.segments, &recovered),
+        Some((_, file)) => judge_checkpoint(file, &recovered),
     }
     judge_next_start(&files, recovered);
+}
+
+/// A checkpoint of another log is not used.
+fn judge_checkpoint(file: &[u8], recovered: &Recovered) {
+    let opened = CheckpointReader::open(file);
+    let is_ours = opened.is_ok_and(|(header, _)| {
+        header.identity == IDENTITY && header.segment_bytes == size().bytes()
+    });
+    assert!(
+        is_ours || !recovered.report.unusable_checkpoints.is_empty(),
+        "another log's"
+    );
 }
 
 /// Every entry that is served lies where it is said to, and is what it is said to be.

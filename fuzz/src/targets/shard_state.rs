@@ -1,8 +1,9 @@
 //! A shard's state out of arbitrary bytes: `Shard::read_state`, what a checkpoint's section holds.
 //!
-//! What is accepted is written again to the same bytes.
+//! What is accepted is within the limits, and is written again to the same bytes.
 
 use iris_proto::id::{MessageId, SendEpoch, SendNumber, Seq};
+use iris_proto::limits::{DEVICES_PER_USER_MAX, USER_ID_BYTES_MAX};
 
 use super::{Target, nothing_to_mend};
 use crate::measure::measured;
@@ -40,6 +41,13 @@ fn check(data: &[u8]) {
     let mut heads = shard.users().iter().map(|user| user.head().0);
     if THE_LAST_NUMBER_OVERFLOWS && heads.any(|head| head >= u64::MAX - 1) {
         return;
+    }
+    for user in shard.users().iter() {
+        assert!(user.name().len() <= USER_ID_BYTES_MAX);
+        assert!(user.devices().len() <= DEVICES_PER_USER_MAX);
+        for device in user.devices() {
+            assert!(device.cursor <= user.head() && device.cursor.0 + 1 >= user.oldest().0);
+        }
     }
     assert!(written(&shard) == data, "other bytes say the same");
 }
@@ -119,14 +127,23 @@ pub fn story<'a>(one: &'a str, two: &'a str) -> Vec<Vec<Command<'a>>> {
 }
 
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {
-    let mut shard = Shard::new(ShardId(0), KEY, config());
-    let empty = written(&shard);
     let (one, two) = (user_of(0, 0), user_of(0, 1));
-    for (index, commands) in (1..).zip(story(&one, &two)) {
-        let items: Vec<Vec<u8>> = encoded(&commands);
+    // A name over the limit gets no further than the edge; a state with one is refused.
+    let long = "x".repeat(USER_ID_BYTES_MAX + 1);
+    vec![
+        ("empty", told(Vec::new())),
+        ("some", told(story(&one, &two))),
+        ("name_too_long", told(story(&long, &two))),
+    ]
+}
+
+/// The state of a shard after a story.
+fn told(story: Vec<Vec<Command<'_>>>) -> Vec<u8> {
+    let mut shard = Shard::new(ShardId(0), KEY, config());
+    for (index, commands) in (1..).zip(story) {
         let mut payload = Vec::new();
-        for item in &items {
-            crate::log::item_encode_into(&mut payload, item);
+        for item in encoded(&commands) {
+            crate::log::item_encode_into(&mut payload, &item);
         }
         let entry = Entry {
             index,
@@ -139,5 +156,5 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
             .apply(&entry, &[], &mut Vec::new())
             .expect("a good story");
     }
-    vec![("empty", empty), ("some", written(&shard))]
+    written(&shard)
 }
