@@ -3,7 +3,7 @@
 //!
 //! `fuzz/run` searches with coverage; what it finds is committed to `fuzz/corpus` and replayed here.
 //! `IRIS_CORPUS=write` writes the inputs that the real encoders make, `IRIS_FUZZ_MUTATIONS` is how
-//! many are tried for each target (20,000 by default).
+//! many are tried for each target (100,000 by default).
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,8 +15,8 @@ mod mutate;
 #[path = "../../fuzz/src/targets/mod.rs"]
 mod targets;
 
-// The targets name the log as the fuzzers' package does, which compiles it in.
-use iris::log;
+// The targets name these as the fuzzers' package does, which compiles them in.
+use iris::{log, placement, shard, store};
 use measure::{Counting, is_counting};
 use mutate::Dice;
 use targets::{TARGETS, Target, target};
@@ -105,7 +105,7 @@ fn every_input_of_the_corpus_passes() {
 #[test]
 fn inputs_mutated_from_the_corpus_pass() {
     let mutations = std::env::var("IRIS_FUZZ_MUTATIONS");
-    let mutations: u64 = mutations.map_or(20_000, |text| text.parse().unwrap());
+    let mutations: u64 = mutations.map_or(100_000, |text| text.parse().unwrap());
     for target in TARGETS {
         let corpus: Vec<_> = corpus(target).into_values().collect();
         for seed in 0..mutations {

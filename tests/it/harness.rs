@@ -33,7 +33,7 @@ pub fn iris() -> Command {
 
 /// Whether the switch knows the settings in section `storage`. SWITCH ON when they are there: tests
 /// then rotate, checkpoint and clean within seconds, and those that cannot without run at all.
-pub const STORAGE_SETTINGS: bool = false;
+pub const STORAGE_SETTINGS: bool = true;
 
 /// How a switch is started.
 #[derive(Clone)]
