@@ -74,6 +74,8 @@ pub mod log;
 #[forbid(unsafe_code)]
 pub mod placement;
 #[forbid(unsafe_code)]
+pub mod planted;
+#[forbid(unsafe_code)]
 pub mod ring;
 pub mod runtime;
 #[forbid(unsafe_code)]
