@@ -1,11 +1,12 @@
-//! Reject codes and goodbye reasons: for each, its name on paper and the client's next step.
+//! Reject codes, goodbye and gap reasons: for each, its name on paper and the client's next step.
 //!
 //! The values and their full meaning are in `iris.proto`. Here is what a program decides by: may the
-//! same request be repeated, may a client connect again by itself.
+//! same request be repeated, may a client connect again by itself. After a gap a client goes on,
+//! whatever its reason.
 
 use core::fmt;
 
-pub use crate::v2::{GoodbyeReason, RejectCode};
+pub use crate::v2::{GapReason, GoodbyeReason, RejectCode};
 
 /// What a client does about a rejected Send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ impl RejectCode {
     pub const fn next_step(self) -> AfterReject {
         match self {
             Self::Gap => AfterReject::Rewind,
-            Self::Overloaded => AfterReject::Repeat,
+            Self::Overloaded | Self::Unavailable => AfterReject::Repeat,
             Self::Unspecified
             | Self::BodyTooLarge
             | Self::BadRecipient
@@ -52,6 +53,9 @@ impl RejectCode {
             Self::UnknownFrame => "the switch does not know this request; it may be older",
             Self::NotFound => "what the request names does not exist",
             Self::ExpiredRange => "these entries are no longer kept; ask for later ones",
+            Self::Unavailable => {
+                "the recipient's data is damaged and not served now; try again later"
+            }
         }
     }
 }
@@ -91,7 +95,8 @@ impl GoodbyeReason {
             | Self::ShuttingDown
             | Self::Overloaded
             | Self::Internal
-            | Self::Normal => AfterGoodbye::Reconnect,
+            | Self::Normal
+            | Self::Unavailable => AfterGoodbye::Reconnect,
         }
     }
 
@@ -113,6 +118,9 @@ impl GoodbyeReason {
             Self::Overloaded => "the switch is busy; connect again later",
             Self::Internal => "something is wrong with the switch; connect again later",
             Self::Normal => "the session was ended in good order",
+            Self::Unavailable => {
+                "the user's data is damaged and not served now; connect again later"
+            }
         }
     }
 }
@@ -120,5 +128,33 @@ impl GoodbyeReason {
 impl fmt::Display for GoodbyeReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.describe())
+    }
+}
+
+impl GapReason {
+    /// One word for people and programs.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "gone",
+            Self::Lost => "lost",
+            Self::Expired => "expired",
+        }
+    }
+
+    /// What happened to the messages, after "they".
+    #[must_use]
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Self::Unspecified => "are gone for a reason that this client does not know",
+            Self::Lost => "were damaged on the switch and set aside",
+            Self::Expired => "left when their time was over",
+        }
+    }
+}
+
+impl fmt::Display for GapReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.word())
     }
 }

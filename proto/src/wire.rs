@@ -7,8 +7,8 @@
 //!
 //! Invariant: byte for byte what prost makes of the same schema, both ways, which the tests compare;
 //! `docs/decisions/0001-hand-codec.md` has the numbers that justify a second codec. What a stranger
-//! can send (Hello) and what comes per message (Send, Ack, Accepted, Entry, Ping, Pong) is done by hand
-//! and takes no memory; the rare frames go through prost.
+//! can send (Hello) and what comes per message (Send, Ack, Accepted, Entry, Gap, Ping, Pong) is done by
+//! hand and takes no memory; the rare frames go through prost.
 //! It does not know connections or order (see [`crate::frame`] and [`crate::client`]).
 
 use alloc::boxed::Box;
@@ -104,6 +104,8 @@ pub enum ServerFrameRef<'a> {
     Pong(u64),
     /// The session is over.
     Goodbye(v2::Goodbye),
+    /// Messages that do not exist any more. Not checked: that `first` and `last` make a range.
+    Gap(v2::Gap),
 }
 
 /// See `Hello` in `iris.proto`. Checked: the device's characters, the epoch, the capabilities' count
@@ -204,7 +206,7 @@ pub fn decode_client(bytes: &[u8]) -> Result<ClientFrameRef<'_>, DecodeError> {
 /// # Errors
 /// By what to do next, see [`DecodeError`].
 pub fn decode_server(bytes: &[u8]) -> Result<ServerFrameRef<'_>, DecodeError> {
-    let (number, inner) = variant(bytes, 7)?;
+    let (number, inner) = variant(bytes, 8)?;
     Ok(match number {
         1 => ServerFrameRef::Welcome(Box::new(rare(inner)?)),
         2 => ServerFrameRef::Accepted(accepted(inner)?),
@@ -212,7 +214,8 @@ pub fn decode_server(bytes: &[u8]) -> Result<ServerFrameRef<'_>, DecodeError> {
         4 => ServerFrameRef::Entry(entry(inner)?),
         5 => ServerFrameRef::Fetched(rare(inner)?),
         6 => ServerFrameRef::Pong(single(inner, Value::fixed64)?),
-        _ => ServerFrameRef::Goodbye(rare(inner)?),
+        7 => ServerFrameRef::Goodbye(rare(inner)?),
+        _ => ServerFrameRef::Gap(gap(inner)?),
     })
 }
 
@@ -394,6 +397,21 @@ fn entry(inner: &[u8]) -> Result<EntryRef<'_>, DecodeError> {
     Ok(entry)
 }
 
+fn gap(inner: &[u8]) -> Result<v2::Gap, DecodeError> {
+    let mut gap = v2::Gap::default();
+    let mut fields = Fields(inner);
+    while let Some((number, value)) = fields.next()? {
+        match number {
+            1 => gap.first = value.varint()?,
+            2 => gap.last = value.varint()?,
+            3 => gap.reason = value.varint32()?.cast_signed(),
+            4 => gap.fetch_tag = value.varint()?,
+            _ => {}
+        }
+    }
+    Ok(gap)
+}
+
 /// Appends length, variant key and inner length; the caller appends the `inner` bytes.
 #[expect(
     clippy::cast_possible_truncation,
@@ -460,6 +478,20 @@ pub fn encode_entry(out: &mut Vec<u8>, entry: &EntryRef<'_>) {
     raw::put_uint(out, 5, entry.time_ms);
     raw::put_bytes(out, 6, entry.body);
     raw::put_uint(out, 7, entry.fetch_tag);
+}
+
+/// Appends a Gap frame with its length.
+pub fn encode_gap(out: &mut Vec<u8>, gap: v2::Gap) {
+    let reason = i64::from(gap.reason).cast_unsigned(); // Protobuf's rule for enums
+    let inner = raw::uint_len(gap.first)
+        + raw::uint_len(gap.last)
+        + raw::uint_len(reason)
+        + raw::uint_len(gap.fetch_tag);
+    open(out, 8, inner);
+    raw::put_uint(out, 1, gap.first);
+    raw::put_uint(out, 2, gap.last);
+    raw::put_uint(out, 3, reason);
+    raw::put_uint(out, 4, gap.fetch_tag);
 }
 
 /// Appends a Pong frame with its length.

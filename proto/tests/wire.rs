@@ -4,7 +4,7 @@ use iris_proto::frame::{Decoder, LENGTH_BYTES};
 use iris_proto::v2::{self, client_frame, server_frame};
 use iris_proto::wire::{
     ClientFrameRef, DecodeError, EntryRef, SendRef, ServerFrameRef, decode_client, decode_server,
-    encode_accepted, encode_ack, encode_client, encode_entry, encode_ping, encode_pong,
+    encode_accepted, encode_ack, encode_client, encode_entry, encode_gap, encode_ping, encode_pong,
     encode_send, encode_server,
 };
 use proptest::prelude::*;
@@ -73,6 +73,17 @@ fn entry(seq: u64, body: &[u8], fetch_tag: u64) -> Vec<u8> {
         fetch_tag,
     };
     bytes(|out| encode_entry(out, &entry))
+}
+
+fn gap(first: u64, last: u64, reason: v2::GapReason, fetch_tag: u64) -> Vec<u8> {
+    let reason = reason.into();
+    let gap = v2::Gap {
+        first,
+        last,
+        reason,
+        fetch_tag,
+    };
+    bytes(|out| encode_gap(out, gap))
 }
 
 fn bytes(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
@@ -158,6 +169,8 @@ fn golden() -> Vec<(&'static str, Vec<u8>)> {
                 encode_server(out, server_frame::Frame::Fetched(fetched));
             }),
         ),
+        ("gap", gap(8, 10, v2::GapReason::Lost, 0)),
+        ("gap_fetched", gap(4, 5, v2::GapReason::Expired, 9)),
         ("pong", bytes(|out| encode_pong(out, 0xdead_beef))),
         (
             "goodbye",
@@ -337,6 +350,18 @@ proptest! {
         prop_assert_eq!(decode_server(&by_hand[LENGTH_BYTES..]), Ok(ServerFrameRef::Entry(entry)));
     }
 
+    /// R: D-2
+    #[test]
+    fn gap_is_the_same_by_hand_and_by_prost(
+        first in numbers(), last in numbers(), reason in prop_oneof![0..4, any::<i32>()],
+        fetch_tag in numbers(),
+    ) {
+        let gap = v2::Gap { first, last, reason, fetch_tag };
+        let by_hand = bytes(|out| encode_gap(out, gap));
+        prop_assert_eq!(&by_hand, &server_bytes(server_frame::Frame::Gap(gap)));
+        prop_assert_eq!(decode_server(&by_hand[LENGTH_BYTES..]), Ok(ServerFrameRef::Gap(gap)));
+    }
+
     #[test]
     fn small_frames_are_the_same_by_hand_and_by_prost(a in numbers(), b in numbers()) {
         let by_hand = bytes(|out| {
@@ -396,7 +421,7 @@ proptest! {
     /// What the hand decoder takes, prost takes with the same meaning; it is never the laxer one.
     #[test]
     fn damaged_frames_never_panic_and_never_mean_something_else(
-        which in 0_usize..19, flips in proptest::collection::vec((any::<u16>(), any::<u8>()), 0..6),
+        which in 0_usize..21, flips in proptest::collection::vec((any::<u16>(), any::<u8>()), 0..6),
         cut in any::<u16>(),
     ) {
         let (_, frame) = golden().swap_remove(which);
@@ -468,6 +493,7 @@ fn same_server(frame: &ServerFrameRef<'_>, by_prost: &v2::ServerFrame) -> bool {
             )
         }
         (ServerFrameRef::Fetched(a), Some(Frame::Fetched(b))) => a == b,
+        (ServerFrameRef::Gap(a), Some(Frame::Gap(b))) => a == b,
         (ServerFrameRef::Pong(a), Some(Frame::Pong(b))) => *a == b.nonce,
         (ServerFrameRef::Goodbye(a), Some(Frame::Goodbye(b))) => a == b,
         _ => false,

@@ -48,9 +48,10 @@ HOW IT MEASURES
 
 WHAT IT VERIFIES
   After the measured time the run drains. Then every accepted message must have arrived exactly once
-  and in order per pair of sender and recipient, each inbox must have been numbered without a hole,
-  and nothing may have arrived that was not sent. Refused messages (a full inbox, overload) are counted
-  and sent again in order.
+  and in order per pair of sender and recipient, each inbox must have been numbered without a hole
+  and without an entry that the switch says is gone, and nothing may have arrived that was not sent.
+  Refused messages (a full inbox, overload, data that is not served now) are counted and sent again
+  in order.
 
 EXIT CODE
   0  everything was verified     1  it was not, or the run failed     2  wrong usage

@@ -272,6 +272,7 @@ impl Connection {
     pub fn frame(&mut self, frame: ServerFrameRef<'_>, now_ns: u64, book: &mut Book) -> Step {
         match frame {
             ServerFrameRef::Entry(entry) => self.entry(&entry, now_ns, book),
+            ServerFrameRef::Gap(gap) => self.gap(gap, book),
             ServerFrameRef::Accepted(accepted) => {
                 self.accepted(accepted.tag, accepted.n, now_ns, book)
             }
@@ -353,7 +354,7 @@ impl Connection {
     }
 
     fn rejected(&mut self, rejected: &v2::Rejected, book: &mut Book) -> Step {
-        use v2::RejectCode::{DiskFull, Gap, InboxFull, Overloaded};
+        use v2::RejectCode::{DiskFull, Gap, InboxFull, Overloaded, Unavailable};
         let from = self.user;
         let Some(slot) = self.waiting(rejected.tag) else {
             book.violations.add(Violation::Answer {
@@ -366,9 +367,10 @@ impl Connection {
         let message = &mut self.slots[usize::from(slot)];
         let expected_gap =
             rejected.code() == Gap && rejected.expected > book.sent.highest_accepted(message.pair);
-        if !expected_gap && !matches!(rejected.code(), InboxFull | DiskFull | Overloaded) {
+        let code = rejected.code();
+        if !expected_gap && !matches!(code, InboxFull | DiskFull | Overloaded | Unavailable) {
             let (from, to) = book.sent.users(message.pair);
-            let text = format!("{:?}: {}", rejected.code(), rejected.text);
+            let text = format!("{code:?}: {}", rejected.text);
             book.violations.add(Violation::Refused {
                 from,
                 to,
@@ -395,11 +397,7 @@ impl Connection {
                 expected,
             });
         }
-        self.seq = self.seq.max(entry.seq);
-        self.unacknowledged += 1;
-        if self.unacknowledged >= ACK_ENTRIES {
-            self.ack_now = true;
-        }
+        let step = self.received(entry.seq);
         let whole = entry.body.len() == book.body.len()
             && entry.body[STAMP_BYTES..] == book.body[STAMP_BYTES..];
         let stamp = Stamp::read(entry.body).filter(|_| whole);
@@ -412,6 +410,36 @@ impl Connection {
                 let (from, bytes) = (entry.from.to_owned(), entry.body.len());
                 book.violations.add(Violation::Stranger { to, from, bytes });
             }
+        }
+        step
+    }
+
+    /// Entries that do not exist any more: they count as received, and fail the run.
+    fn gap(&mut self, gap: v2::Gap, book: &mut Book) -> Step {
+        let (to, expected) = (self.user, self.seq + 1);
+        let (first, last, reason) = (gap.first, gap.last, gap.reason());
+        if first != expected || last < first || gap.fetch_tag != 0 {
+            book.violations.add(Violation::Seq {
+                to,
+                seq: first,
+                expected,
+            });
+        }
+        book.violations.add(Violation::Gone {
+            to,
+            first,
+            last,
+            reason,
+        });
+        self.received(last)
+    }
+
+    /// The inbox is here up to `seq`.
+    fn received(&mut self, seq: u64) -> Step {
+        self.seq = self.seq.max(seq);
+        self.unacknowledged += 1;
+        if self.unacknowledged >= ACK_ENTRIES {
+            self.ack_now = true;
         }
         if self.unacknowledged == 1 {
             Step::AckDue

@@ -13,6 +13,7 @@ use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use hashbrown::HashMap;
+use iris_proto::reject::GapReason;
 
 /// Violations that are kept with their text; more are only counted.
 pub const VIOLATIONS_SHOWN: usize = 20;
@@ -39,6 +40,14 @@ pub enum Violation {
     },
     /// The recipient's inbox was not numbered by one more.
     Seq { to: u32, seq: u64, expected: u64 },
+    /// The switch says that entries do not exist any more. The users of a run are new, so these were
+    /// messages of this run: gone is gone, whether it says so or not.
+    Gone {
+        to: u32,
+        first: u64,
+        last: u64,
+        reason: GapReason,
+    },
     /// An entry from a user who is not of this run, or with a body that is not ours.
     Stranger { to: u32, from: String, bytes: usize },
     /// More has arrived than was sent.
@@ -100,6 +109,16 @@ impl fmt::Display for Violation {
                     "inbox of {to}: entry {seq} arrived where {expected} was due"
                 )
             }
+            Self::Gone {
+                to,
+                first,
+                last,
+                reason,
+            } => write!(
+                f,
+                "inbox of {to}: entries {first} to {last} {}",
+                reason.describe()
+            ),
             Self::Stranger { to, from, bytes } => write!(
                 f,
                 "inbox of {to}: an entry from `{from}` of {bytes} bytes that this run did not send"

@@ -293,3 +293,60 @@ fn inbox_numbers_must_be_dense_and_entries_ours() {
     };
     assert_eq!(book.violations.first().last(), Some(&stranger));
 }
+
+/// R: D-2
+#[test]
+fn entries_that_the_switch_says_are_gone_fail_the_run_and_are_acknowledged() {
+    let mut book = book();
+    let mut connection = ready(1, &mut book);
+    deliver(&mut connection, &mut book, 1, 1, 1);
+    let gap = v2::Gap {
+        first: 2,
+        last: 4,
+        reason: v2::GapReason::Lost.into(),
+        fetch_tag: 0,
+    };
+    connection.frame(ServerFrameRef::Gap(gap), 150, &mut book);
+    let gone = Violation::Gone {
+        to: 0,
+        first: 2,
+        last: 4,
+        reason: v2::GapReason::Lost,
+    };
+    assert_eq!(book.violations.first(), std::slice::from_ref(&gone));
+    assert_eq!(
+        gone.to_string(),
+        "inbox of 0: entries 2 to 4 were damaged on the switch and set aside"
+    );
+    deliver(&mut connection, &mut book, 5, 2, 1);
+    assert_eq!(book.violations.count(), 1, "entry 5 is the next one");
+    connection.ack_delay_passed();
+    connection.finish_turn();
+    let mut expected = Vec::new();
+    wire::encode_ack(&mut expected, 5);
+    assert_eq!(connection.out, expected);
+
+    let gap = v2::Gap {
+        first: 7,
+        last: 6,
+        ..gap
+    };
+    connection.frame(ServerFrameRef::Gap(gap), 150, &mut book);
+    assert_eq!(
+        book.violations.count(),
+        3,
+        "no range, and not where 6 was due"
+    );
+}
+
+/// R: D-2
+#[test]
+fn a_recipient_that_is_not_served_now_is_tried_again() {
+    let mut book = book();
+    let mut connection = ready(1, &mut book);
+    assert!(connection.send(1, 110, 110, &mut book));
+    let step = connection.frame(rejected(1, v2::RejectCode::Unavailable, 0), 120, &mut book);
+    assert!(matches!(step, Step::RetryAfter { slot: 0, .. }));
+    assert_eq!(book.violations.count(), 0);
+    assert!(connection.retry(0, &mut book));
+}
