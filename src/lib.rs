@@ -82,3 +82,5 @@ pub mod runtime;
 pub mod session;
 #[forbid(unsafe_code)]
 pub mod shard;
+#[forbid(unsafe_code)]
+pub mod store;

@@ -6,7 +6,7 @@
 //! plus its offset.
 
 use super::format::{FrameHeader, Placement, RecordHeader, align_up};
-use super::limits::{FRAME_BYTES_MAX, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES};
+use super::limits::{ALIGN, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES};
 
 /// One frame in the making. Reusable: taking the bytes leaves an empty builder.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub struct FrameBuilder {
     /// At least the reserved header; a multiple of 8 long.
     bytes: Vec<u8>,
     records: u16,
+    /// Bytes of the frame at most; a multiple of 8.
+    bytes_max: usize,
 }
 
 impl Default for FrameBuilder {
@@ -23,11 +25,22 @@ impl Default for FrameBuilder {
 }
 
 impl FrameBuilder {
-    /// An empty frame.
+    /// An empty frame of at most [`FRAME_BYTES_MAX`].
     pub fn new() -> Self {
+        Self::with_max(FRAME_BYTES_MAX)
+    }
+
+    /// An empty frame of at most `bytes`, for segments that hold no larger one.
+    ///
+    /// # Panics
+    /// When `bytes` is over [`FRAME_BYTES_MAX`], or too few for a frame's header.
+    pub fn with_max(bytes: usize) -> Self {
+        assert!(bytes <= FRAME_BYTES_MAX, "a frame over the limit");
+        assert!(bytes >= FRAME_HEADER_BYTES, "a frame without a header");
         Self {
             bytes: vec![0; FRAME_HEADER_BYTES],
             records: 0,
+            bytes_max: bytes / ALIGN * ALIGN,
         }
     }
 
@@ -48,8 +61,8 @@ impl FrameBuilder {
 
     /// Whether a record with a payload of `payload_len` bytes still fits.
     pub fn fits(&self, payload_len: usize) -> bool {
-        payload_len <= FRAME_BYTES_MAX
-            && self.bytes.len() + RECORD_HEADER_BYTES + align_up(payload_len) <= FRAME_BYTES_MAX
+        payload_len <= self.bytes_max
+            && self.bytes.len() + RECORD_HEADER_BYTES + align_up(payload_len) <= self.bytes_max
     }
 
     /// Appends a record; returns the offset of the payload's first byte within the frame.
@@ -85,5 +98,32 @@ impl FrameBuilder {
         }
         self.clear();
         crc
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::RecordKind;
+    use super::*;
+
+    #[test]
+    fn a_frame_with_a_smaller_limit_takes_records_up_to_it() {
+        let mut frame = FrameBuilder::with_max(FRAME_HEADER_BYTES + RECORD_HEADER_BYTES + 23);
+        assert!(frame.fits(16));
+        assert!(!frame.fits(17), "padding counts");
+        assert!(!frame.fits(usize::MAX));
+        let header = RecordHeader {
+            kind: RecordKind::Entry,
+            flags: 0,
+            shard: 0,
+            term: 1,
+            index: 1,
+            a: 0,
+            b: 0,
+        };
+        frame.record(header, &[7; 16]);
+        assert!(!frame.fits(0));
+        frame.clear();
+        assert!(frame.fits(16) && frame.is_empty());
     }
 }

@@ -4,13 +4,17 @@
 //! (IEEE), the one of zlib. Decoding trusts no length before its CRC has been checked.
 
 use super::limits::{
-    ALIGN, FORMAT_VERSION, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES,
+    ALIGN, FORMAT_VERSION, FRAME_BYTES_MAX, FRAME_HEADER_BYTES, HEAD_BYTES, RECORD_HEADER_BYTES,
     SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENT_HEADER_BYTES,
 };
 
 const SEGMENT_MAGIC: [u8; 8] = *b"IRIS-SEG";
 /// Bytes of the segment header before its CRC; all in the first sector, so it is never torn.
 const SEGMENT_HEADER_CRC_AT: usize = 76;
+/// Where a record's header has its own CRC.
+const RECORD_CRC_AT: usize = 12;
+/// The shard of a record that belongs to no shard.
+const NO_SHARD: u16 = 0xffff;
 
 pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([bytes[at], bytes[at + 1]])
@@ -46,10 +50,11 @@ impl SegmentSize {
         })
     }
 
-    /// Any power of two, so that a trial in memory rotates often.
-    #[cfg(test)]
-    pub(super) const fn small(bytes: u64) -> Self {
-        assert!(bytes.is_power_of_two());
+    /// Any power of two that holds a header and a little more, so that a trial in memory rotates
+    /// often.
+    #[cfg(any(test, feature = "sim"))]
+    pub const fn small(bytes: u64) -> Self {
+        assert!(bytes.is_power_of_two() && bytes > SEGMENT_HEADER_BYTES as u64);
         Self {
             shift: bytes.trailing_zeros(),
         }
@@ -174,11 +179,11 @@ impl SegmentHeader {
 pub enum FrameKind {
     /// Records of shards.
     Data = 1,
-    /// No records: carries the watermark forward after a quiet moment.
+    /// A HEADS record only: carries the watermark forward after a quiet moment.
     Seal = 2,
     /// A checkpoint's mark. Reserved: nothing writes it yet, recovery steps over it.
     Checkpoint = 3,
-    /// No records: the segment ends here, the log goes on in the next.
+    /// A HEADS record only: the segment ends here, the log goes on in the next.
     End = 4,
 }
 
@@ -262,6 +267,7 @@ impl FrameHeader {
     /// Completes `frame`, whose first [`FRAME_HEADER_BYTES`] are reserved and whose body is final.
     /// Returns the header's CRC, which the next frame repeats.
     pub(super) fn seal(frame: &mut [u8], records: u16, placement: &Placement) -> u32 {
+        seal_records(frame, placement);
         let (header, body) = frame.split_at_mut(FRAME_HEADER_BYTES);
         let body_len = body.len() as u32; // at most FRAME_BYTES_MAX, which the builder keeps
         header[4..8].copy_from_slice(&crc32fast::hash(body).to_le_bytes());
@@ -302,10 +308,14 @@ pub enum RecordKind {
     Snapshot = 3,
     /// A shard's entries up to an index are no longer needed. Reserved.
     Compact = 4,
-    /// A live message moved by cleaning. Reserved.
+    /// Live messages moved by cleaning, each an item: the Append command as it first stood in an
+    /// ENTRY. `index` = 0, `b` = items. Applying one twice changes nothing.
     Reloc = 5,
     /// Members of a shard's group. Reserved for replication.
     Conf = 6,
+    /// The last ENTRY index of each shard placed so far: what proves, after damage, which shards
+    /// lost nothing. Of no shard, `index` = 0, `a` = CRC-32 of the payload, `b` = shards.
+    Heads = 7,
 }
 
 impl RecordKind {
@@ -317,6 +327,7 @@ impl RecordKind {
             4 => Some(Self::Compact),
             5 => Some(Self::Reloc),
             6 => Some(Self::Conf),
+            7 => Some(Self::Heads),
             _ => None,
         }
     }
@@ -332,7 +343,7 @@ pub struct RecordHeader {
     /// The shard that it belongs to.
     pub shard: u16,
     /// Replication term; 1 on a single node.
-    pub term: u64,
+    pub term: u32,
     /// Dense per shard, from 1.
     pub index: u64,
     /// Meaning by kind.
@@ -342,7 +353,21 @@ pub struct RecordHeader {
 }
 
 impl RecordHeader {
-    /// Appends header, payload and padding; the header says how long the payload is.
+    /// The header of a HEADS record with this payload.
+    pub fn heads(payload: &[u8]) -> Self {
+        Self {
+            kind: RecordKind::Heads,
+            flags: 0,
+            shard: NO_SHARD,
+            term: 0,
+            index: 0,
+            a: u64::from(crc32fast::hash(payload)),
+            b: (payload.len() / HEAD_BYTES) as u64,
+        }
+    }
+
+    /// Appends header, payload and padding; the header says how long the payload is. Its CRC is
+    /// written when the frame's place is known.
     pub(super) fn encode_into(&self, payload: &[u8], out: &mut Vec<u8>) {
         let len = payload.len() as u32; // at most RECORD_PAYLOAD_BYTES_MAX, which the builder keeps
         let mut header = [0; RECORD_HEADER_BYTES];
@@ -350,7 +375,7 @@ impl RecordHeader {
         header[4] = self.kind as u8;
         header[5] = self.flags;
         header[6..8].copy_from_slice(&self.shard.to_le_bytes());
-        header[8..16].copy_from_slice(&self.term.to_le_bytes());
+        header[8..12].copy_from_slice(&self.term.to_le_bytes());
         header[16..24].copy_from_slice(&self.index.to_le_bytes());
         header[24..32].copy_from_slice(&self.a.to_le_bytes());
         header[32..40].copy_from_slice(&self.b.to_le_bytes());
@@ -359,14 +384,19 @@ impl RecordHeader {
         out.extend_from_slice(&[0; ALIGN][..align_up(payload.len()) - payload.len()]);
     }
 
-    fn decode(bytes: &[u8]) -> Result<(Self, usize), RecordFault> {
+    /// Reads the header of the record at position `lsn` of a segment with this salt: the header,
+    /// and the bytes of the payload.
+    pub(super) fn decode(bytes: &[u8], salt: u64, lsn: u64) -> Result<(Self, usize), RecordFault> {
         let bytes = bytes.get(..RECORD_HEADER_BYTES).ok_or(RecordFault::Short)?;
+        if u32_at(bytes, RECORD_CRC_AT) != record_crc(bytes, salt, lsn) {
+            return Err(RecordFault::Header);
+        }
         let kind = RecordKind::from_code(bytes[4]).ok_or(RecordFault::Kind(bytes[4]))?;
         let header = Self {
             kind,
             flags: bytes[5],
             shard: u16_at(bytes, 6),
-            term: u64_at(bytes, 8),
+            term: u32_at(bytes, 8),
             index: u64_at(bytes, 16),
             a: u64_at(bytes, 24),
             b: u64_at(bytes, 32),
@@ -375,28 +405,56 @@ impl RecordHeader {
     }
 }
 
+/// CRC of a record's header: of the segment's salt, the record's position, and the header without
+/// the CRC itself. Salt and position are what a sender of messages cannot know: bytes in a message
+/// never pass for a record, even when a damaged body is searched for its records.
+fn record_crc(header: &[u8], salt: u64, lsn: u64) -> u32 {
+    let mut covered = [0; 16 + RECORD_HEADER_BYTES - 4];
+    covered[0..8].copy_from_slice(&salt.to_le_bytes());
+    covered[8..16].copy_from_slice(&lsn.to_le_bytes());
+    covered[16..16 + RECORD_CRC_AT].copy_from_slice(&header[..RECORD_CRC_AT]);
+    covered[16 + RECORD_CRC_AT..].copy_from_slice(&header[RECORD_CRC_AT + 4..RECORD_HEADER_BYTES]);
+    crc32fast::hash(&covered)
+}
+
+/// Writes the CRCs of all record headers of a frame whose place is known.
+fn seal_records(frame: &mut [u8], placement: &Placement) {
+    let mut at = FRAME_HEADER_BYTES;
+    while at < frame.len() {
+        let header = &mut frame[at..at + RECORD_HEADER_BYTES];
+        let crc = record_crc(header, placement.salt, placement.lsn + at as u64);
+        header[RECORD_CRC_AT..RECORD_CRC_AT + 4].copy_from_slice(&crc.to_le_bytes());
+        at += RECORD_HEADER_BYTES + align_up(u32_at(header, 0) as usize);
+    }
+    assert_eq!(at, frame.len(), "records fill their frame");
+}
+
 /// Why a body with a good CRC does not divide into records: it was written by another program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordFault {
     /// A header or payload runs past the end of the body.
     Short,
+    /// A record's header does not have the CRC of its place.
+    Header,
     /// A kind of record that this program does not know.
     Kind(u8),
     /// More or fewer records than the frame's header says.
     Count,
 }
 
-/// Visits the records of a frame's `body` in order: header, offset of the payload in
+/// Visits the records in the `body` of a whole frame in order: header, offset of the payload in
 /// the body, payload.
 pub fn records<'a>(
+    frame: &FrameHeader,
     body: &'a [u8],
-    expected: u16,
     mut visit: impl FnMut(RecordHeader, usize, &'a [u8]),
 ) -> Result<(), RecordFault> {
+    let body_lsn = frame.lsn.saturating_add(FRAME_HEADER_BYTES as u64);
     let mut at = 0;
     let mut found: u32 = 0;
     while at < body.len() {
-        let (header, len) = RecordHeader::decode(&body[at..])?;
+        let lsn = body_lsn.saturating_add(at as u64);
+        let (header, len) = RecordHeader::decode(&body[at..], frame.salt, lsn)?;
         let start = at + RECORD_HEADER_BYTES;
         let payload = body[start..].get(..len).ok_or(RecordFault::Short)?;
         visit(header, start, payload);
@@ -406,8 +464,127 @@ pub fn records<'a>(
     if at != body.len() {
         return Err(RecordFault::Short);
     }
-    if found != u32::from(expected) {
+    if found != u32::from(frame.records) {
         return Err(RecordFault::Count);
     }
     Ok(())
+}
+
+/// A HEADS payload that is no whole number of entries: another program wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "a record of shard heads has {len} bytes, which is no multiple of {HEAD_BYTES}; run the \
+     program that wrote this log"
+)]
+pub struct HeadsError {
+    /// Bytes of the payload.
+    pub len: usize,
+}
+
+/// Appends the payload of a HEADS record: shard and its last ENTRY index, of each shard.
+pub fn heads_encode(heads: impl IntoIterator<Item = (u16, u64)>, out: &mut Vec<u8>) {
+    for (shard, index) in heads {
+        let mut head = [0; HEAD_BYTES];
+        head[0..2].copy_from_slice(&shard.to_le_bytes());
+        head[8..16].copy_from_slice(&index.to_le_bytes());
+        out.extend_from_slice(&head);
+    }
+}
+
+/// Shard and last ENTRY index of each shard in the payload of a HEADS record.
+pub fn heads(payload: &[u8]) -> Result<impl Iterator<Item = (u16, u64)> + '_, HeadsError> {
+    let len = payload.len();
+    if !len.is_multiple_of(HEAD_BYTES) {
+        return Err(HeadsError { len });
+    }
+    let heads = payload.chunks_exact(HEAD_BYTES);
+    Ok(heads.map(|head| (u16_at(head, 0), u64_at(head, 8))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::FrameBuilder;
+    use super::*;
+
+    const PLACEMENT: Placement = Placement {
+        kind: FrameKind::Data,
+        lsn: 4096,
+        synced_lsn: 4096,
+        salt: 77,
+        prev_crc: 5,
+    };
+
+    fn entry(index: u64) -> RecordHeader {
+        RecordHeader {
+            kind: RecordKind::Entry,
+            flags: 0,
+            shard: 9,
+            term: 1,
+            index,
+            a: 2,
+            b: 3,
+        }
+    }
+
+    fn frame() -> Vec<u8> {
+        let mut builder = FrameBuilder::new();
+        builder.record(entry(1), b"one");
+        builder.record(entry(2), b"");
+        let (mut payload, mut bytes) = (Vec::new(), Vec::new());
+        heads_encode([(9, 2), (3, u64::MAX)], &mut payload);
+        builder.record(RecordHeader::heads(&payload), &payload);
+        builder.finish_into(&PLACEMENT, &mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn records_come_back_as_they_were_put_in() {
+        let bytes = frame();
+        let header = FrameHeader::decode(&bytes).unwrap();
+        let mut found = Vec::new();
+        records(
+            &header,
+            &bytes[FRAME_HEADER_BYTES..],
+            |header, at, payload| {
+                assert_eq!(&bytes[FRAME_HEADER_BYTES + at..][..payload.len()], payload);
+                found.push((header, payload));
+            },
+        )
+        .unwrap();
+        assert_eq!(found[..2], [(entry(1), &b"one"[..]), (entry(2), &b""[..])]);
+        let all: Vec<_> = heads(found[2].1).unwrap().collect();
+        assert_eq!(all, [(9, 2), (3, u64::MAX)]);
+        assert_eq!((found[2].0.kind, found[2].0.b), (RecordKind::Heads, 2));
+    }
+
+    /// R: D-1
+    #[test]
+    fn one_flipped_bit_anywhere_in_a_record_header_is_noticed() {
+        let mut bytes = frame();
+        let lsn = PLACEMENT.lsn + FRAME_HEADER_BYTES as u64;
+        for bit in 0..RECORD_HEADER_BYTES * 8 {
+            bytes[FRAME_HEADER_BYTES + bit / 8] ^= 1 << (bit % 8);
+            let found = RecordHeader::decode(&bytes[FRAME_HEADER_BYTES..], PLACEMENT.salt, lsn);
+            assert_eq!(found, Err(RecordFault::Header), "bit {bit}");
+            bytes[FRAME_HEADER_BYTES + bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    /// R: D-2. A message that contains a copied record never becomes one.
+    #[test]
+    fn a_record_is_none_at_another_place_or_under_another_salt() {
+        let bytes = frame();
+        let record = &bytes[FRAME_HEADER_BYTES..];
+        let lsn = PLACEMENT.lsn + FRAME_HEADER_BYTES as u64;
+        assert!(RecordHeader::decode(record, PLACEMENT.salt, lsn).is_ok());
+        assert!(RecordHeader::decode(record, PLACEMENT.salt, lsn + 8).is_err());
+        assert!(RecordHeader::decode(record, PLACEMENT.salt + 1, lsn).is_err());
+    }
+
+    #[test]
+    fn heads_that_are_no_whole_number_of_entries_are_refused() {
+        let refused = heads(&[0; 17]).map(Iterator::count);
+        assert_eq!(refused, Err(HeadsError { len: 17 }));
+        assert_eq!(heads(&[]).map(Iterator::count), Ok(0));
+    }
 }

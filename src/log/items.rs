@@ -66,6 +66,25 @@ pub fn item_encode_into(out: &mut Vec<u8>, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
+/// Appends one item whose payload `fill` writes behind what is there.
+///
+/// # Panics
+/// As [`item_encode_into`].
+pub fn item_encode_with(out: &mut Vec<u8>, fill: impl FnOnce(&mut Vec<u8>)) {
+    let at = out.len();
+    out.extend_from_slice(&[0; ITEM_HEADER_BYTES]);
+    fill(out);
+    let payload = &out[at + ITEM_HEADER_BYTES..];
+    assert!(
+        payload.len() <= ITEM_PAYLOAD_BYTES_MAX,
+        "an item over the limit"
+    );
+    let len = (payload.len() as u32).to_le_bytes();
+    let crc = crc_of(len, payload).to_le_bytes();
+    out[at..at + 4].copy_from_slice(&len);
+    out[at + 4..at + 8].copy_from_slice(&crc);
+}
+
 /// Reads and verifies the item at the front of `bytes`: its payload, and the bytes it takes in all.
 pub fn item_at(bytes: &[u8]) -> Result<(&[u8], usize), ItemError> {
     let available = bytes.len();

@@ -25,10 +25,12 @@ mod format;
 mod items;
 pub mod limits;
 pub mod recovery;
+mod writer;
 
 pub use builder::FrameBuilder;
 pub use format::{
-    FrameHeader, FrameKind, HeaderFault, NodeIdentity, Placement, RecordFault, RecordHeader,
-    RecordKind, SegmentHeader, SegmentSize, records,
+    FrameHeader, FrameKind, HeaderFault, HeadsError, NodeIdentity, Placement, RecordFault,
+    RecordHeader, RecordKind, SegmentHeader, SegmentSize, heads, heads_encode, records,
 };
-pub use items::{ItemError, Items, item_at, item_encode_into, items};
+pub use items::{ItemError, Items, item_at, item_encode_into, item_encode_with, items};
+pub use writer::{Flush, PlaceError, Space, Write, Writer, WriterStart};

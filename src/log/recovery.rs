@@ -245,9 +245,9 @@ fn scan_segment<'a>(
         let at = tail.end;
         let malformed = |fault| ScanError::Malformed { at, fault };
         let kind = frame.kind().ok_or(malformed(None))?;
-        if kind == FrameKind::Data {
+        if kind != FrameKind::Checkpoint {
             let body_lsn = at + FRAME_HEADER_BYTES as u64;
-            records(body, frame.records, |record, start, payload| {
+            records(&frame, body, |record, start, payload| {
                 let lsn_of_payload = body_lsn + start as u64;
                 visit(Recovered {
                     lsn_of_payload,

@@ -379,7 +379,7 @@ fn replay(shards: &mut [Option<Box<Shard>>], recovered: &Recovered<'_>) -> Resul
     };
     let entry = Entry {
         index: record.index,
-        term: record.term,
+        term: u64::from(record.term),
         time_ms: record.a,
         payload: recovered.payload,
         position: recovered.lsn_of_payload,

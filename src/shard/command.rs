@@ -6,10 +6,14 @@
 //!
 //! ```text
 //!   APPEND    1 | to_len u8 | from_len u8 | device_len u8 | body_len u32 | epoch u64 | n u64
-//!               | time_ms u64 | id 16 | to | from | device | body
+//!               | time_ms u64 | seq u64 | id 16 | to | from | device | body
 //!   REGISTER  2 | user_len u8 | device_len u8 | 0 u8 | user | device
 //!   CURSOR    3 | user_len u8 | device_len u8 | 0 u8 | 0 u32 | seq u64 | user | device
+//!   TRIM      4 | user_len u8 | 0 u8 | 0 u8 | 0 u32 | oldest u64 | user
 //! ```
+//!
+//! Only `seq` is written later: by the shard, when it knows the message's place in the inbox. So what
+//! lies in the log says by itself whose entry it is, and which.
 //!
 //! Decoding checks every length, because a log may be read by another version than wrote it; text is
 //! UTF-8 by its check at the edge and checked again here.
@@ -20,10 +24,14 @@ use thiserror::Error;
 const KIND_APPEND: u8 = 1;
 const KIND_REGISTER: u8 = 2;
 const KIND_CURSOR: u8 = 3;
+const KIND_TRIM: u8 = 4;
 
-const APPEND_HEAD_BYTES: usize = 48;
+const APPEND_HEAD_BYTES: usize = 56;
+/// Where in an APPEND its `seq` is.
+const APPEND_SEQ_AT: usize = 32;
 const REGISTER_HEAD_BYTES: usize = 4;
 const CURSOR_HEAD_BYTES: usize = 16;
+const TRIM_HEAD_BYTES: usize = 16;
 
 /// A message for one inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +48,8 @@ pub struct Append<'a> {
     pub n: SendNumber,
     /// When the switch read it, in milliseconds since the Unix epoch. For people; orders nothing.
     pub time_ms: u64,
+    /// Its place in the recipient's inbox; zero until the recipient's shard has given it one.
+    pub seq: Seq,
     /// The sender's name for the message.
     pub id: MessageId,
     /// Opaque content, at most `BODY_BYTES_MAX`.
@@ -66,6 +76,13 @@ pub enum Command<'a> {
         device: &'a str,
         /// Everything up to here is acknowledged.
         seq: Seq,
+    },
+    /// Let acknowledged entries leave an inbox.
+    Trim {
+        /// The inbox's user.
+        user: &'a str,
+        /// The first entry that stays.
+        oldest: Seq,
     },
 }
 
@@ -109,8 +126,21 @@ impl Command<'_> {
                 out.extend_from_slice(user.as_bytes());
                 out.extend_from_slice(device.as_bytes());
             }
+            Command::Trim { user, oldest } => {
+                out.extend_from_slice(&[KIND_TRIM, len_u8(user), 0, 0, 0, 0, 0, 0]);
+                out.extend_from_slice(&oldest.0.to_le_bytes());
+                out.extend_from_slice(user.as_bytes());
+            }
         }
     }
+}
+
+/// Writes the place in the inbox into an encoded APPEND.
+///
+/// # Panics
+/// When the bytes are too few for an APPEND.
+pub fn set_seq(append: &mut [u8], seq: Seq) {
+    append[APPEND_SEQ_AT..APPEND_SEQ_AT + 8].copy_from_slice(&seq.0.to_le_bytes());
 }
 
 impl Append<'_> {
@@ -123,6 +153,7 @@ impl Append<'_> {
         out.extend_from_slice(&self.epoch.0.to_le_bytes());
         out.extend_from_slice(&self.n.0.to_le_bytes());
         out.extend_from_slice(&self.time_ms.to_le_bytes());
+        out.extend_from_slice(&self.seq.0.to_le_bytes());
         out.extend_from_slice(&self.id.0);
         out.extend_from_slice(self.to.as_bytes());
         out.extend_from_slice(self.from.as_bytes());
@@ -147,6 +178,7 @@ pub fn decode(bytes: &[u8]) -> Result<Command<'_>, CommandError> {
             let epoch = SendEpoch(u64::from_le_bytes(rest.array()?));
             let n = SendNumber(u64::from_le_bytes(rest.array()?));
             let time_ms = u64::from_le_bytes(rest.array()?);
+            let seq = Seq(u64::from_le_bytes(rest.array()?));
             let id = MessageId(rest.array()?);
             let (to, from, device) = (rest.text(a)?, rest.text(b)?, rest.text(c)?);
             let body = rest.take(body_len as usize)?;
@@ -157,6 +189,7 @@ pub fn decode(bytes: &[u8]) -> Result<Command<'_>, CommandError> {
                 epoch,
                 n,
                 time_ms,
+                seq,
                 id,
                 body,
             })
@@ -172,6 +205,14 @@ pub fn decode(bytes: &[u8]) -> Result<Command<'_>, CommandError> {
                 user: rest.text(a)?,
                 device: rest.text(b)?,
                 seq,
+            }
+        }
+        KIND_TRIM => {
+            let _reserved: [u8; 4] = rest.array()?;
+            let oldest = Seq(u64::from_le_bytes(rest.array()?));
+            Command::Trim {
+                user: rest.text(a)?,
+                oldest,
             }
         }
         kind => return Err(CommandError::Kind { kind }),
@@ -239,7 +280,9 @@ fn len_u32(body: &[u8]) -> u32 {
 }
 
 const _: () = {
-    assert!(APPEND_HEAD_BYTES == 4 + 4 + 8 + 8 + 8 + 16);
+    assert!(APPEND_HEAD_BYTES == 4 + 4 + 8 + 8 + 8 + 8 + 16);
+    assert!(APPEND_SEQ_AT == 4 + 4 + 8 + 8 + 8);
+    assert!(TRIM_HEAD_BYTES == 16);
     assert!(REGISTER_HEAD_BYTES == 4);
     assert!(CURSOR_HEAD_BYTES == 16);
 };
@@ -257,6 +300,7 @@ mod tests {
                 epoch: SendEpoch(0x0102_0304_0506_0708),
                 n: SendNumber(9),
                 time_ms: 1_790_000_000_000,
+                seq: Seq(4),
                 id: MessageId([0xab; 16]),
                 body: b"hello",
             }),
@@ -268,6 +312,10 @@ mod tests {
                 user: "ann",
                 device: "phone",
                 seq: Seq(77),
+            },
+            Command::Trim {
+                user: "ann",
+                oldest: Seq(78),
             },
         ]
     }
@@ -292,6 +340,18 @@ mod tests {
             bytes.push(0);
             assert!(decode(&bytes).is_err(), "{command:?} with a byte more");
         }
+    }
+
+    #[test]
+    fn the_place_in_the_inbox_can_be_written_into_an_encoded_append() {
+        let Command::Append(append) = samples()[0] else {
+            panic!("the first sample is an append");
+        };
+        let mut bytes = Vec::new();
+        append.encode(&mut bytes);
+        set_seq(&mut bytes, Seq(99));
+        let seq = Seq(99);
+        assert_eq!(decode(&bytes), Ok(Command::Append(Append { seq, ..append })));
     }
 
     #[test]

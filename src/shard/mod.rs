@@ -20,6 +20,10 @@
 
 pub mod command;
 pub mod pairs;
+pub mod retention;
+pub mod salvage;
+pub mod slot;
+pub mod state;
 pub mod user;
 
 use std::collections::VecDeque;
@@ -29,10 +33,13 @@ use iris_proto::id::{SendNumber, Seq};
 use iris_proto::limits::INBOX_ENTRIES_MAX;
 use thiserror::Error;
 
-use crate::log::{ItemError, item_encode_into, items};
+use crate::log::{ItemError, item_encode_with, items};
+use crate::log::limits::ITEM_HEADER_BYTES;
 use crate::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
 use command::{Append, Command, CommandError};
 use pairs::{Fingerprint, Pairs};
+use retention::{Retention, TRIM_ENTRIES_MIN};
+use slot::Slot;
 use user::{UserSlot, Users};
 
 /// Bytes of one batch, which is one entry of the log. Full: the next batch is opened behind it.
@@ -41,7 +48,7 @@ pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 const SPARE_BATCHES_MAX: usize = 2;
 const SPARE_BATCH_BYTES_MAX: usize = 16 * 1024;
 /// The term under which a single node writes. Elections will raise it.
-pub const SINGLE_NODE_TERM: u64 = 1;
+pub const SINGLE_NODE_TERM: u32 = 1;
 
 const MS_PER_DAY: u64 = 24 * 60 * 60 * 1_000;
 
@@ -91,6 +98,11 @@ pub enum Input<'a> {
         device: &'a str,
         /// The last entry it has.
         seq: Seq,
+    },
+    /// Some time has passed: let history leave that is due, of the next so many users.
+    Sweep {
+        /// Users to look at.
+        users: usize,
     },
     /// The oldest batch taken is on stable storage.
     Committed {
@@ -188,7 +200,7 @@ pub struct Entry<'a> {
     /// Number of the entry in its shard, from 1.
     pub index: u64,
     /// Under which leadership it was written.
-    pub term: u64,
+    pub term: u32,
     /// When it was opened, in milliseconds since the Unix epoch.
     pub time_ms: u64,
     /// The items.
@@ -243,12 +255,42 @@ struct Underway {
     index: u64,
 }
 
+/// What is configured of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShardConfig {
+    /// Unacknowledged entries of one inbox.
+    pub inbox_entries_max: u64,
+    /// Bytes of one batch, at most [`BATCH_BYTES_MAX`]. One command more may exceed it.
+    pub batch_bytes_max: usize,
+    /// How long acknowledged entries stay.
+    pub retention: Retention,
+}
+
+impl Default for ShardConfig {
+    fn default() -> Self {
+        Self {
+            inbox_entries_max: INBOX_ENTRIES_MAX,
+            batch_bytes_max: BATCH_BYTES_MAX,
+            retention: Retention::default(),
+        }
+    }
+}
+
+/// Bytes of messages that came to, or left, a place in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Where the message's item begins.
+    pub position: u64,
+    /// Bytes that inboxes refer to there from now on, more or fewer.
+    pub bytes: i64,
+}
+
 /// The state machine of one shard.
 #[derive(Debug)]
 pub struct Shard {
     id: ShardId,
     key: HashKey,
-    inbox_entries_max: u64,
+    config: ShardConfig,
     // State: changed by `apply` alone.
     users: Users,
     pairs: Pairs,
@@ -261,17 +303,29 @@ pub struct Shard {
     scratch: Vec<u8>,
     streams: HashMap<Fingerprint, Underway>,
     appending: HashMap<UserHash, u64>,
+    /// Where messages came to lie and ceased to be needed, since it was last asked.
+    changes: Vec<Change>,
+    /// Users whose cursors moved in the entry at hand.
+    acknowledged: Vec<UserSlot>,
+    /// The user that the next sweep begins with.
+    swept: usize,
 }
 
 impl Shard {
     /// An empty shard.
     #[must_use]
-    pub fn new(id: ShardId, key: HashKey, inbox_entries_max: u64) -> Self {
+    pub fn new(id: ShardId, key: HashKey, config: ShardConfig) -> Self {
+        let ShardConfig {
+            inbox_entries_max,
+            batch_bytes_max,
+            ..
+        } = config;
         assert!(inbox_entries_max > 0 && inbox_entries_max <= INBOX_ENTRIES_MAX * 100);
+        assert!(batch_bytes_max > 0 && batch_bytes_max <= BATCH_BYTES_MAX);
         Self {
             id,
             key,
-            inbox_entries_max,
+            config,
             users: Users::default(),
             pairs: Pairs::default(),
             applied: 0,
@@ -282,6 +336,9 @@ impl Shard {
             scratch: Vec::new(),
             streams: HashMap::new(),
             appending: HashMap::new(),
+            changes: Vec::new(),
+            acknowledged: Vec::new(),
+            swept: 0,
         }
     }
 
@@ -311,7 +368,8 @@ impl Shard {
                 }
                 self.propose_command(now_ms, None, &Command::Cursor { user, device, seq });
             }
-            Input::Committed { position } => self.committed(position, effects),
+            Input::Sweep { users } => self.sweep(now_ms, users),
+            Input::Committed { position } => self.committed(now_ms, position, effects),
         }
     }
 
@@ -390,9 +448,11 @@ impl Shard {
         } else if self.inbox_is_full(append.to, to) {
             refused(Refusal::InboxFull)
         } else {
-            let index = self.propose(now_ms, Some(reply), command);
+            let coming = self.appending.get(&to).copied().unwrap_or(0);
+            let seq = Seq(self.head(append.to, to).0 + coming + 1);
+            let index = self.propose(now_ms, Some(reply), command, Some(seq));
             self.streams.insert(pair, Underway { last: n, index });
-            *self.appending.entry(to).or_default() += 1;
+            self.appending.insert(to, coming + 1);
             return;
         };
         // Answers of one stream keep its order: behind sends under way, this one waits for them. A
@@ -406,13 +466,19 @@ impl Shard {
         }
     }
 
+    fn head(&self, user: &str, hash: UserHash) -> Seq {
+        self.users
+            .find(user, hash)
+            .map_or(Seq(0), |slot| self.users.get(slot).head())
+    }
+
     fn inbox_is_full(&self, user: &str, hash: UserHash) -> bool {
         let stored = self
             .users
             .find(user, hash)
             .map_or(0, |slot| self.users.get(slot).pending());
         let coming = self.appending.get(&hash).copied().unwrap_or(0);
-        stored + coming >= self.inbox_entries_max
+        stored + coming >= self.config.inbox_entries_max
     }
 
     fn batch_mut(&mut self, index: u64) -> &mut Batch {
@@ -448,16 +514,23 @@ impl Shard {
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
         command.encode(&mut bytes);
-        self.propose(now_ms, reply, &bytes);
+        self.propose(now_ms, reply, &bytes, None);
         self.scratch = bytes;
     }
 
-    /// Puts a command into the open batch, or into a new one, and returns the batch's index.
-    fn propose(&mut self, now_ms: u64, reply: Option<ReplyTo>, command: &[u8]) -> u64 {
+    /// Puts a command into the open batch, or into a new one, and returns the batch's index. `seq` is
+    /// the place in the inbox that an append gets.
+    fn propose(
+        &mut self,
+        now_ms: u64,
+        reply: Option<ReplyTo>,
+        command: &[u8],
+        seq: Option<Seq>,
+    ) -> u64 {
         if self
             .open
             .back()
-            .is_none_or(|batch| batch.payload.len() >= BATCH_BYTES_MAX)
+            .is_none_or(|batch| batch.payload.len() >= self.config.batch_bytes_max)
         {
             let mut batch = self.spare.pop().unwrap_or_default();
             batch.index = self.applied + (self.taken.len() + self.open.len()) as u64 + 1;
@@ -468,13 +541,19 @@ impl Shard {
             unreachable!("a batch was just opened")
         };
         let before = batch.payload.len();
-        item_encode_into(&mut batch.payload, command);
+        item_encode_with(&mut batch.payload, |payload| {
+            let at = payload.len();
+            payload.extend_from_slice(command);
+            if let Some(seq) = seq {
+                command::set_seq(&mut payload[at..], seq);
+            }
+        });
         self.open_bytes += batch.payload.len() - before;
         batch.replies.push(reply);
         batch.index
     }
 
-    fn committed(&mut self, position: u64, effects: &mut Vec<Effect>) {
+    fn committed(&mut self, now_ms: u64, position: u64, effects: &mut Vec<Effect>) {
         let Some(mut batch) = self.taken.pop_front() else {
             unreachable!("the log committed what was never taken");
         };
@@ -495,6 +574,45 @@ impl Shard {
             batch.replies.clear();
             self.spare.push(batch);
         }
+        while let Some(slot) = self.acknowledged.pop() {
+            self.propose_trim(now_ms, slot, TRIM_ENTRIES_MIN);
+        }
+    }
+
+    /// Looks at the next `users` users and lets go what their history has too much.
+    fn sweep(&mut self, now_ms: u64, users: usize) {
+        for _ in 0..users.min(self.users.len()) {
+            if self.swept >= self.users.len() {
+                self.swept = 0;
+            }
+            let slot = self.users.slot(self.swept);
+            self.swept += 1;
+            self.propose_trim(now_ms, slot, 1);
+        }
+    }
+
+    /// Proposes that at least `entries_min` entries of history leave, if so many are over the bounds.
+    fn propose_trim(&mut self, now_ms: u64, slot: UserSlot, entries_min: u64) {
+        let user = self.users.get(slot);
+        let retention = &self.config.retention;
+        let history = (user.floor().0 + 1).saturating_sub(user.oldest().0);
+        if entries_min > 1
+            && history < retention.entries.saturating_add(entries_min)
+            && user.bytes() <= retention.bytes
+        {
+            return; // the usual case, without a look at the entries
+        }
+        let oldest = user.surplus(retention, now_ms);
+        let oldest = oldest.filter(|oldest| oldest.0 >= user.oldest().0 + entries_min);
+        let Some(oldest) = oldest else { return };
+        let name = user.name().to_owned();
+        let user = &name;
+        self.propose_command(now_ms, None, &Command::Trim { user, oldest });
+    }
+
+    /// Where messages came to lie and ceased to be needed since the last call.
+    pub fn changes(&mut self) -> std::vec::Drain<'_, Change> {
+        self.changes.drain(..)
     }
 
     /// Applies one entry: the only place where state changes. `replies` has one place for each item,
@@ -528,7 +646,9 @@ impl Shard {
             match command {
                 Command::Append(append) => {
                     let position = entry.position + offset as u64;
-                    self.apply_append(entry, &append, position, reply, effects);
+                    let item_bytes = ITEM_HEADER_BYTES + bytes.len();
+                    let slot = Slot::message(position, item_bytes, entry.time_ms);
+                    self.apply_append(entry, &append, slot, reply, effects);
                 }
                 Command::Register { user, device } => {
                     self.apply_register(user, device, reply, effects);
@@ -536,18 +656,62 @@ impl Shard {
                 Command::Cursor { user, device, seq } => {
                     let slot = self.users.find_or_create(user, user_hash(self.key, user));
                     self.users.get_mut(slot).acknowledge(device, seq);
+                    if !replies.is_empty() {
+                        self.acknowledged.push(slot);
+                    }
                 }
+                Command::Trim { user, oldest } => self.apply_trim(user, oldest),
             }
         }
         self.applied = index;
         Ok(())
     }
 
+    /// A message has been written again elsewhere: its entry refers to the new place, if it is still
+    /// kept. Applied twice it changes nothing more. Not part of the replicated state.
+    pub fn relocate(&mut self, user: UserSlot, seq: Seq, position: u64) {
+        let user = self.users.get_mut(user);
+        let Some(slot) = user.slot(seq) else { return };
+        let Some(old) = slot.position() else { return };
+        let bytes = slot.bytes().cast_signed();
+        user.replace(seq, slot.moved(position));
+        self.changes.push(Change { position, bytes });
+        self.changes.push(Change {
+            position: old,
+            bytes: -bytes,
+        });
+    }
+
+    /// A user of this shard by name.
+    #[must_use]
+    pub fn find(&self, user: &str) -> Option<UserSlot> {
+        self.users.find(user, user_hash(self.key, user))
+    }
+
+    /// The entry whose message is this append, if the inbox refers to it at `position`.
+    #[must_use]
+    pub fn entry_at(&self, append: &Append<'_>, position: u64) -> Option<UserSlot> {
+        let found = self.users.find(append.to, user_hash(self.key, append.to))?;
+        let slot = self.users.get(found).slot(append.seq)?;
+        (slot.position() == Some(position)).then_some(found)
+    }
+
+    fn apply_trim(&mut self, user: &str, oldest: Seq) {
+        let Some(slot) = self.users.find(user, user_hash(self.key, user)) else {
+            return;
+        };
+        let changes = &mut self.changes;
+        self.users.get_mut(slot).trim(oldest, |slot| {
+            let bytes = -slot.bytes().cast_signed();
+            changes.extend(slot.position().map(|position| Change { position, bytes }));
+        });
+    }
+
     fn apply_append(
         &mut self,
         entry: &Entry<'_>,
         append: &Append<'_>,
-        position: u64,
+        slot: Slot,
         reply: Option<ReplyTo>,
         effects: &mut Vec<Effect>,
     ) {
@@ -555,9 +719,10 @@ impl Shard {
         let pair = self.fingerprint(append);
         self.forget_underway(pair, hash, entry.index);
         let last = self.pairs.last(pair);
-        if append.n.0 == last.0 + 1 {
+        if append.n.0 == last.0 + 1 && append.seq.0 == self.head(append.to, hash).0 + 1 {
             let user = self.users.find_or_create(append.to, hash);
-            self.users.get_mut(user).append(position);
+            self.users.get_mut(user).append(slot);
+            self.note(slot);
             self.pairs.set(pair, append.n, day_of(entry.time_ms));
             effects.extend(reply.map(|reply| Effect::Accepted { reply, n: append.n }));
             effects.push(Effect::Grown { user });
@@ -573,6 +738,14 @@ impl Shard {
                 }
             });
         }
+    }
+
+    /// Notes where a message has come to lie.
+    fn note(&mut self, slot: Slot) {
+        let bytes = slot.bytes().cast_signed();
+        let position = slot.position();
+        self.changes
+            .extend(position.map(|position| Change { position, bytes }));
     }
 
     fn apply_register(
@@ -617,14 +790,6 @@ impl Shard {
             append.epoch,
             append.to,
         )
-    }
-
-    /// The whole state as bytes: equal exactly when two shards would answer everything alike.
-    pub fn write_state(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.id.0.to_le_bytes());
-        out.extend_from_slice(&self.applied.to_le_bytes());
-        self.users.write_state(out);
-        self.pairs.write_state(out);
     }
 }
 

@@ -71,6 +71,8 @@ impl Fingerprint {
 /// One slot as five words, so that it packs to 20 bytes: high (2), low, day and number (2).
 type Slot = [u32; 5];
 const EMPTY: Slot = [0; 5];
+/// Bytes of one pair in a checkpoint.
+pub const PAIR_BYTES: usize = size_of::<Slot>();
 
 #[expect(
     clippy::cast_possible_truncation,
@@ -160,14 +162,51 @@ impl Pairs {
     }
 
     /// All pairs in order of their fingerprint, as 20 bytes each: the same content gives the same
-    /// bytes, whatever its history.
+    /// bytes, whatever its history. Before them the number of pairs, and how many homes the table has,
+    /// which says when it will forget idle pairs.
     pub fn write_state(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&(self.len as u64).to_le_bytes());
+        out.extend_from_slice(&(self.homes as u64).to_le_bytes());
+        out.reserve(self.len * PAIR_BYTES);
         for slot in self.slots.iter().filter(|slot| **slot != EMPTY) {
             for word in slot {
                 out.extend_from_slice(&word.to_le_bytes());
             }
         }
+    }
+
+    /// The table that [`Pairs::write_state`] wrote `len` pairs and `homes` of; `None` when they are not
+    /// in order or the numbers contradict each other.
+    #[must_use]
+    pub fn read_state(len: usize, homes: usize, pairs: &[u8]) -> Option<Self> {
+        let is_plausible = pairs.len() == len.checked_mul(PAIR_BYTES)?
+            && len <= homes
+            && homes <= (len + PAIRS_MIN) * 16;
+        if homes == 0 && len == 0 {
+            return Some(Self::default());
+        }
+        if !is_plausible {
+            return None;
+        }
+        let mut slots = Vec::with_capacity(len);
+        for bytes in pairs.chunks_exact(PAIR_BYTES) {
+            let mut slot = EMPTY;
+            for (word, bytes) in slot.iter_mut().zip(bytes.chunks_exact(4)) {
+                *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            }
+            let follows = slots.last().is_none_or(|last| pair_of(last) < pair_of(&slot));
+            if slot == EMPTY || !follows {
+                return None;
+            }
+            slots.push(slot);
+        }
+        let mut table = Self {
+            slots,
+            homes: 0,
+            len,
+        };
+        table.rebuild(homes, None);
+        Some(table)
     }
 
     #[expect(
@@ -220,25 +259,32 @@ impl Pairs {
         self.rebuild(homes, Some(day));
     }
 
-    fn rebuild(&mut self, homes: usize, forget_on: Option<u16>) {
-        let old = std::mem::take(&mut self.slots);
-        self.homes = homes;
-        self.slots = Vec::with_capacity(homes + TAIL_SLOTS);
-        self.len = 0;
-        for slot in old {
+    /// Lays the pairs out over `homes` or, should the tail not hold what the last homes push out, over
+    /// a little more. So `homes` and the content alone say where everything lies, and a table that was
+    /// read back grows when the one that was written would have.
+    fn rebuild(&mut self, mut homes: usize, forget_on: Option<u16>) {
+        let mut old = std::mem::take(&mut self.slots);
+        old.retain(|slot| {
             let idle =
-                forget_on.is_some_and(|day| day.saturating_sub(day_of(&slot)) > PAIR_IDLE_DAYS);
-            if slot == EMPTY || idle {
-                continue;
+                forget_on.is_some_and(|day| day.saturating_sub(day_of(slot)) > PAIR_IDLE_DAYS);
+            *slot != EMPTY && !idle
+        });
+        self.len = old.len();
+        loop {
+            self.homes = homes;
+            self.slots = Vec::with_capacity(homes + TAIL_SLOTS);
+            for slot in &old {
+                // In order, so each goes behind the one before it: to its home or right after.
+                let at = self.home(pair_of(slot)).max(self.slots.len());
+                self.slots.resize(at, EMPTY);
+                self.slots.push(*slot);
             }
-            // In order, so each goes behind the one before it: to its home or right after.
-            let at = self.home(pair_of(&slot)).max(self.slots.len());
-            self.slots.resize(at, EMPTY);
-            self.slots.push(slot);
-            self.len += 1;
+            if self.slots.len() <= homes + TAIL_SLOTS {
+                self.slots.resize(homes + TAIL_SLOTS, EMPTY);
+                return;
+            }
+            homes += homes / 12 + 1;
         }
-        let end = (homes + TAIL_SLOTS).max(self.slots.len() + 1);
-        self.slots.resize(end, EMPTY);
     }
 }
 
@@ -317,7 +363,15 @@ mod tests {
             }
             let mut state = Vec::new();
             pairs.write_state(&mut state);
+            let again = Pairs::read_state(pairs.len(), pairs.homes, &state[16..]).unwrap();
+            let mut twice = Vec::new();
+            again.write_state(&mut twice);
+            prop_assert_eq!(&twice, &state);
+            for i in 0..400 {
+                prop_assert_eq!(again.last(pair(i)), pairs.last(pair(i)));
+            }
             let mut expected = (model.len() as u64).to_le_bytes().to_vec();
+            expected.extend_from_slice(&(pairs.homes as u64).to_le_bytes());
             for (pair, last) in model {
                 for word in slot_of(pair, last, 1) {
                     expected.extend_from_slice(&word.to_le_bytes());

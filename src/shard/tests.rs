@@ -25,9 +25,16 @@ fn reply(tag: u64) -> ReplyTo {
     }
 }
 
+fn config(inbox_entries_max: u64) -> ShardConfig {
+    ShardConfig {
+        inbox_entries_max,
+        ..ShardConfig::default()
+    }
+}
+
 impl World {
     fn new(inbox_entries_max: u64) -> Self {
-        let shard = Shard::new(ShardId(0), KEY, inbox_entries_max);
+        let shard = Shard::new(ShardId(0), KEY, config(inbox_entries_max));
         Self {
             shard,
             log: Vec::new(),
@@ -44,6 +51,7 @@ impl World {
             epoch: SendEpoch(5),
             n: SendNumber(n),
             time_ms: 77,
+            seq: Seq(0),
             id: MessageId([3; 16]),
             body: b"body",
         };
@@ -114,7 +122,7 @@ impl World {
 
     /// What a restart makes of the first `entries` entries of the log.
     fn replayed(&self, entries: usize) -> Vec<u8> {
-        let mut again = Self::new(self.shard.inbox_entries_max);
+        let mut again = Self::new(self.shard.config.inbox_entries_max);
         for (nth, (index, time_ms, payload)) in self.log.iter().take(entries).enumerate() {
             let position = nth as u64 * LOG_STRIDE;
             let entry = Entry {

@@ -5,8 +5,8 @@
 //!                     └ pending ┘         bounded by INBOX_ENTRIES_MAX
 //! ```
 //!
-//! An inbox entry is eight bytes here: the position of its message in the log. Entries that every
-//! device has acknowledged are history; the newest `HISTORY_ENTRIES_MAX` of them stay addressable.
+//! An inbox entry is twelve bytes here, a [`Slot`]: where its message lies in the log. Entries that
+//! every device has acknowledged are history; they leave by command, as the [`Retention`] wants it.
 
 use std::collections::VecDeque;
 
@@ -14,10 +14,9 @@ use hashbrown::HashTable;
 use iris_proto::id::Seq;
 use iris_proto::limits::{DEVICES_PER_USER_MAX, NEW_DEVICE_ENTRIES};
 
+use super::retention::Retention;
+use super::slot::Slot;
 use crate::placement::UserHash;
-
-/// Acknowledged entries of one inbox that can still be fetched. Older ones leave the index.
-pub const HISTORY_ENTRIES_MAX: usize = 10_000;
 
 /// Index of a user within its shard. Stable while the process runs, and the same after every replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,9 +47,11 @@ impl Device {
 pub struct User {
     name: Box<str>,
     hash: UserHash,
-    /// `seq` of the first position kept.
+    /// `seq` of the first entry kept.
     oldest: u64,
-    positions: VecDeque<u64>,
+    slots: VecDeque<Slot>,
+    /// Bytes of the entries kept.
+    bytes: u64,
     devices: Vec<Device>,
 }
 
@@ -60,7 +61,8 @@ impl User {
             name: name.into(),
             hash,
             oldest: 1,
-            positions: VecDeque::new(),
+            slots: VecDeque::new(),
+            bytes: 0,
             devices: Vec::new(),
         }
     }
@@ -74,7 +76,7 @@ impl User {
     /// The newest entry; zero when nothing ever came.
     #[must_use]
     pub fn head(&self) -> Seq {
-        Seq(self.oldest + self.positions.len() as u64 - 1)
+        Seq(self.oldest + self.slots.len() as u64 - 1)
     }
 
     /// The oldest entry that can be read; `head + 1` when there is none.
@@ -99,11 +101,40 @@ impl User {
         self.head().0 - self.floor().0
     }
 
-    /// Where in the log an entry's message lies; `None` outside `oldest..=head`.
+    /// Bytes of the entries kept, as the log holds them.
     #[must_use]
-    pub fn position(&self, seq: Seq) -> Option<u64> {
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What is known of an entry; `None` outside `oldest..=head`.
+    #[must_use]
+    pub fn slot(&self, seq: Seq) -> Option<Slot> {
+        self.slots.get(self.index(seq)?).copied()
+    }
+
+    /// The last entry of the run of gaps that begins at `seq`; `None` when `seq` is no gap.
+    #[must_use]
+    pub fn gap_end(&self, seq: Seq) -> Option<Seq> {
+        let run = self.slots.range(self.index(seq)?..);
+        let run = run.take_while(|slot| slot.position().is_none()).count() as u64;
+        (run > 0).then(|| Seq(seq.0 + run - 1))
+    }
+
+    /// All entries kept, in order.
+    pub fn slots(&self) -> impl Iterator<Item = (Seq, Slot)> + '_ {
+        (self.oldest..).map(Seq).zip(self.slots.iter().copied())
+    }
+
+    /// The devices, in the order in which they came.
+    #[must_use]
+    pub fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    fn index(&self, seq: Seq) -> Option<usize> {
         let index = usize::try_from(seq.0.checked_sub(self.oldest)?).ok()?;
-        self.positions.get(index).copied()
+        (index < self.slots.len()).then_some(index)
     }
 
     /// A device by its id.
@@ -113,9 +144,19 @@ impl User {
     }
 
     /// Stores an entry and returns its `seq`.
-    pub(super) fn append(&mut self, position: u64) -> Seq {
-        self.positions.push_back(position);
+    pub(super) fn append(&mut self, slot: Slot) -> Seq {
+        self.slots.push_back(slot);
+        self.bytes += slot.bytes();
         self.head()
+    }
+
+    /// Puts another slot in an entry's place and returns the one that was there; `None` when the entry
+    /// is not kept.
+    pub(super) fn replace(&mut self, seq: Seq, slot: Slot) -> Option<Slot> {
+        let index = self.index(seq)?;
+        let old = std::mem::replace(&mut self.slots[index], slot);
+        self.bytes = self.bytes - old.bytes() + slot.bytes();
+        Some(old)
     }
 
     /// Makes a device known; false when the user has as many as are allowed. A first device starts
@@ -149,43 +190,78 @@ impl User {
         }
     }
 
-    /// Moves a device's cursor forward, never back and never past the head, and lets history leave.
+    /// Moves a device's cursor forward, never back and never past the head.
     pub(super) fn acknowledge(&mut self, name: &str, seq: Seq) {
         let head = self.head();
         if let Some(device) = self.devices.iter_mut().find(|device| &*device.name == name) {
             device.cursor = device.cursor.max(seq.min(head));
         }
-        let acknowledged = (self.floor().0 + 1).saturating_sub(self.oldest);
-        let acknowledged = usize::try_from(acknowledged).unwrap_or(usize::MAX);
-        let leaving = acknowledged.saturating_sub(HISTORY_ENTRIES_MAX);
-        if leaving > 0 {
-            self.positions.drain(..leaving);
-            self.oldest += leaving as u64;
+    }
+
+    /// The first entry that would stay if history left as `retention` wants it; `None` when all may
+    /// stay. Only what every device has acknowledged ever leaves.
+    pub(super) fn surplus(&self, retention: &Retention, now_ms: u64) -> Option<Seq> {
+        let floor = self.floor().0;
+        let mut history = (floor + 1).saturating_sub(self.oldest);
+        let mut bytes = self.bytes;
+        let mut leaving = 0;
+        for slot in &self.slots {
+            let is_old = slot.time_ms().saturating_add(retention.age_ms) < now_ms;
+            let is_over = history > retention.entries || bytes > retention.bytes || is_old;
+            if history == 0 || !is_over {
+                break;
+            }
+            history -= 1;
+            bytes -= slot.bytes();
+            leaving += 1;
+        }
+        (leaving > 0).then(|| Seq(self.oldest + leaving))
+    }
+
+    /// Lets the entries before `oldest` leave, as far as every device has acknowledged them.
+    pub(super) fn trim(&mut self, oldest: Seq, mut leaves: impl FnMut(Slot)) {
+        let upto = oldest.0.min(self.floor().0 + 1);
+        while self.oldest < upto {
+            let Some(slot) = self.slots.pop_front() else {
+                unreachable!("the floor is not above the head");
+            };
+            self.bytes -= slot.bytes();
+            self.oldest += 1;
+            leaves(slot);
+        }
+        if self.slots.capacity() > 64 && self.slots.len() < self.slots.capacity() / 4 {
+            self.slots.shrink_to(self.slots.len() * 2);
         }
         assert!(
-            self.oldest <= self.floor().0 + 1,
+            self.oldest <= self.floor().0 + 1 || self.devices.is_empty(),
             "an entry left that a device waits for"
         );
     }
 
-    fn write_state(&self, out: &mut Vec<u8>) {
-        write_text(out, &self.name);
-        out.extend_from_slice(&self.oldest.to_le_bytes());
-        out.extend_from_slice(&(self.positions.len() as u64).to_le_bytes());
-        for position in &self.positions {
-            out.extend_from_slice(&position.to_le_bytes());
-        }
-        out.extend_from_slice(&(self.devices.len() as u64).to_le_bytes());
-        for device in &self.devices {
-            write_text(out, &device.name);
-            out.extend_from_slice(&device.cursor.0.to_le_bytes());
+    /// A user as a checkpoint has it.
+    pub(super) fn restore(
+        name: &str,
+        hash: UserHash,
+        oldest: u64,
+        slots: VecDeque<Slot>,
+        devices: Vec<(Box<str>, Seq)>,
+    ) -> Self {
+        let devices = devices.into_iter();
+        Self {
+            name: name.into(),
+            hash,
+            oldest,
+            bytes: slots.iter().map(|slot| slot.bytes()).sum(),
+            slots,
+            devices: devices
+                .map(|(name, cursor)| Device {
+                    name,
+                    cursor,
+                    claimed: cursor,
+                })
+                .collect(),
         }
     }
-}
-
-fn write_text(out: &mut Vec<u8>, text: &str) {
-    out.extend_from_slice(&(text.len() as u64).to_le_bytes());
-    out.extend_from_slice(text.as_bytes());
 }
 
 /// All users of a shard, in the order in which the log first names them.
@@ -219,6 +295,16 @@ impl Users {
             .map(|&slot| UserSlot(slot))
     }
 
+    /// The `nth` user's slot.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    #[must_use]
+    pub fn slot(&self, nth: usize) -> UserSlot {
+        assert!(nth < self.list.len(), "a user beyond the last");
+        UserSlot(nth as u32)
+    }
+
     /// The user in a slot that this table gave out.
     #[must_use]
     pub fn get(&self, slot: UserSlot) -> &User {
@@ -238,18 +324,34 @@ impl Users {
             reason = "4 billion users of 150 bytes do not fit a machine"
         )]
         let slot = u32::try_from(self.list.len()).expect("fewer than 2^32 users in one shard");
-        self.list.push(User::new(name, hash));
-        let list = &self.list;
-        self.by_name
-            .insert_unique(hash.0, slot, |&slot| list[slot as usize].hash.0);
+        self.push(User::new(name, hash));
         UserSlot(slot)
     }
 
-    pub(super) fn write_state(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&(self.list.len() as u64).to_le_bytes());
-        for user in &self.list {
-            user.write_state(out);
-        }
+    /// Adds a user that is not there yet.
+    pub(super) fn push(&mut self, user: User) {
+        let (slot, hash) = (self.list.len() as u32, user.hash);
+        self.list.push(user);
+        let list = &self.list;
+        self.by_name
+            .insert_unique(hash.0, slot, |&slot| list[slot as usize].hash.0);
+    }
+
+    /// Makes room for so many users more.
+    pub(super) fn reserve(&mut self, users: usize) {
+        self.list.reserve(users);
+        let list = &self.list;
+        self.by_name
+            .reserve(users, |&slot| list[slot as usize].hash.0);
+    }
+
+    /// All users, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = &User> {
+        self.list.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut User> {
+        self.list.iter_mut()
     }
 }
 
@@ -257,10 +359,14 @@ impl Users {
 mod tests {
     use super::*;
 
+    fn slot(position: u64) -> Slot {
+        Slot::message(position, 100, 1_000_000)
+    }
+
     fn user_with(entries: u64) -> User {
         let mut user = User::new("ann", UserHash(1));
         for position in 0..entries {
-            user.append(position);
+            user.append(slot(position));
         }
         user
     }
@@ -271,12 +377,12 @@ mod tests {
         let mut user = user_with(0);
         assert_eq!(user.head(), Seq(0));
         assert_eq!(
-            (1..=5).map(|i| user.append(i * 10).0).collect::<Vec<_>>(),
+            (1..=5).map(|i| user.append(slot(i * 10)).0).collect::<Vec<_>>(),
             [1, 2, 3, 4, 5]
         );
-        assert_eq!(user.position(Seq(3)), Some(30));
-        assert_eq!(user.position(Seq(0)), None);
-        assert_eq!(user.position(Seq(6)), None);
+        assert_eq!(user.slot(Seq(3)), Some(slot(30)));
+        assert_eq!(user.slot(Seq(0)), None);
+        assert_eq!(user.slot(Seq(6)), None);
     }
 
     /// R: B-6
@@ -330,18 +436,65 @@ mod tests {
         assert!(user.register("device-0"));
     }
 
+    const KEEP_ALL: Retention = Retention {
+        entries: u64::MAX,
+        bytes: u64::MAX,
+        age_ms: u64::MAX,
+    };
+
+    /// R: B-10
     #[test]
-    fn only_history_beyond_its_bound_leaves_the_index() {
-        let entries = HISTORY_ENTRIES_MAX as u64 + 500;
-        let mut user = user_with(entries);
+    fn only_what_every_device_acknowledged_leaves_by_count() {
+        let retention = Retention {
+            entries: 100,
+            ..KEEP_ALL
+        };
+        let mut user = user_with(150);
         user.register("phone");
         user.register("laptop");
-        user.acknowledge("phone", Seq(entries));
-        assert_eq!(user.oldest(), Seq(1), "the laptop still waits");
-        user.acknowledge("laptop", Seq(entries));
-        assert_eq!(user.oldest(), Seq(501));
-        assert_eq!(user.position(Seq(500)), None);
-        assert_eq!(user.position(Seq(501)), Some(500));
-        assert_eq!(user.head(), Seq(entries));
+        user.acknowledge("phone", Seq(150));
+        assert_eq!(user.surplus(&retention, 0), None, "the laptop still waits");
+        user.acknowledge("laptop", Seq(120));
+        assert_eq!(user.surplus(&retention, 0), Some(Seq(21)));
+        let mut left = 0;
+        user.trim(Seq(140), |_| left += 1);
+        assert_eq!((user.oldest(), left), (Seq(121), 120), "no further than the floor");
+        assert_eq!(user.slot(Seq(120)), None);
+        assert_eq!(user.slot(Seq(121)), Some(slot(120)));
+        assert_eq!(user.head(), Seq(150));
+    }
+
+    /// R: B-10
+    #[test]
+    fn history_leaves_by_age_and_by_size() {
+        let mut user = user_with(0);
+        (0..10).for_each(|hour| {
+            user.append(Slot::message(hour, 1_000, hour * 3_600_000));
+        });
+        user.register("phone");
+        user.acknowledge("phone", Seq(8));
+        let by_age = Retention {
+            age_ms: 2 * 3_600_000,
+            ..KEEP_ALL
+        };
+        assert_eq!(user.surplus(&by_age, 5 * 3_600_000 + 20_000), Some(Seq(5)));
+        let by_size = Retention {
+            bytes: 7_500,
+            ..KEEP_ALL
+        };
+        assert_eq!(user.surplus(&by_size, 0), Some(Seq(4)));
+        assert_eq!(user.surplus(&Retention { bytes: 0, ..KEEP_ALL }, 0), Some(Seq(9)));
+    }
+
+    #[test]
+    fn a_run_of_gaps_is_known_from_each_of_its_entries() {
+        let mut user = user_with(5);
+        user.replace(Seq(2), Slot::gap(0));
+        user.replace(Seq(3), Slot::gap(0));
+        assert_eq!(user.gap_end(Seq(1)), None);
+        assert_eq!(user.gap_end(Seq(2)), Some(Seq(3)));
+        assert_eq!(user.gap_end(Seq(3)), Some(Seq(3)));
+        assert_eq!(user.bytes(), 3 * 104);
+        assert_eq!(user.replace(Seq(6), slot(0)), None);
     }
 }

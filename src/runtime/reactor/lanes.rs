@@ -308,7 +308,7 @@ fn load(lane: &mut Lane, shards: &mut [Option<Box<Shard>>], is_ready: &mut [bool
             kind: RecordKind::Entry,
             flags: 0,
             shard: id.0,
-            term: SINGLE_NODE_TERM,
+            term: SINGLE_NODE_TERM as u32,
             index: batch.index(),
             a: batch.time_ms(),
             b: batch.items() as u64,

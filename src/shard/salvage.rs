@@ -1,0 +1,199 @@
+//! What can be had of a shard whose log is damaged, and exactly what cannot.
+//!
+//! ```text
+//!   entries:   1 2 3 │ lost │ 6 7 8         each message in them says whose it is, and its seq
+//!   inbox:     … 41 42 │ ? │ 45 46          so 43 and 44 are lost, for certain
+//! ```
+//!
+//! After a hole a message tells by its own `seq` how many of its inbox's entries are missing before it.
+//! An inbox that no later message speaks of may have lost entries at its end; nobody can know. Its seqs
+//! are then skipped, up to the most that the hole can have held: a `seq` must never be given out twice,
+//! or a device that has the first message takes the second one for a repetition.
+//!
+//! A person decides that this is done (`iris log salvage`); a running switch never does it.
+
+use hashbrown::HashSet;
+use iris_proto::id::Seq;
+
+use super::command::{self, Append, Command};
+use super::slot::Slot;
+use super::user::UserSlot;
+use super::{Entry, Shard, day_of};
+use crate::log::limits::ITEM_HEADER_BYTES;
+use crate::log::items;
+use crate::placement::user_hash;
+
+/// Entries of one inbox that do not exist any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// Whose inbox.
+    pub user: String,
+    /// The first one.
+    pub first: Seq,
+    /// The last one.
+    pub last: Seq,
+    /// Whether they surely existed. If not, they are skipped because they may have.
+    pub proven: bool,
+}
+
+/// A shard on its way out of the ruins.
+#[derive(Debug)]
+pub struct Salvage {
+    shard: Shard,
+    losses: Vec<Loss>,
+    /// Users that a message behind the last hole speaks of: their inboxes' ends are known.
+    settled: HashSet<UserSlot>,
+    /// Messages that the holes so far can have held at most, since every user was settled.
+    doubted: u64,
+}
+
+impl Salvage {
+    /// Begins with what was provable before the first hole.
+    #[must_use]
+    pub fn new(shard: Shard) -> Self {
+        Self {
+            shard,
+            losses: Vec::new(),
+            settled: HashSet::new(),
+            doubted: 0,
+        }
+    }
+
+    /// A part of the log is missing that can have held up to `messages` messages.
+    pub fn hole(&mut self, messages: u64) {
+        self.doubt();
+        self.doubted = messages;
+    }
+
+    /// Takes what is whole of an entry, whatever was lost before it.
+    pub fn entry(&mut self, entry: &Entry<'_>) {
+        if entry.index <= self.shard.applied {
+            return;
+        }
+        for item in items(entry.payload) {
+            let Ok((offset, bytes)) = item else { break };
+            match command::decode(bytes) {
+                Ok(Command::Append(append)) => {
+                    let position = entry.position + offset as u64;
+                    let item_bytes = ITEM_HEADER_BYTES + bytes.len();
+                    let slot = Slot::message(position, item_bytes, entry.time_ms);
+                    self.append(&append, slot, entry.time_ms);
+                }
+                Ok(Command::Register { user, device }) => {
+                    let slot = self.user(user);
+                    self.shard.users.get_mut(slot).register(device);
+                }
+                Ok(Command::Cursor { user, device, seq }) => {
+                    let slot = self.user(user);
+                    self.shard.users.get_mut(slot).acknowledge(device, seq);
+                }
+                Ok(Command::Trim { user, oldest }) => self.shard.apply_trim(user, oldest),
+                Err(_) => {}
+            }
+        }
+        self.shard.applied = entry.index;
+    }
+
+    /// Entries up to `index` are known to have existed: none of their numbers is given out again.
+    pub fn seen(&mut self, index: u64) {
+        self.shard.applied = self.shard.applied.max(index);
+    }
+
+    /// An entry whose message cannot be read any more.
+    pub fn unreadable(&mut self, user: &str, seq: Seq) {
+        let slot = self.user(user);
+        let inbox = self.shard.users.get_mut(slot);
+        let Some(old) = inbox.slot(seq) else { return };
+        if old.position().is_some() {
+            inbox.replace(seq, Slot::gap(old.time_ms()));
+            self.lose(user, seq, seq, true);
+        }
+    }
+
+    /// The shard as it can go on, and what it has lost.
+    #[must_use]
+    pub fn finish(mut self) -> (Shard, Vec<Loss>) {
+        self.doubt();
+        self.shard.changes.clear();
+        (self.shard, self.losses)
+    }
+
+    /// The shard so far.
+    #[must_use]
+    pub fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// Mutable, for what is no entry.
+    pub fn shard_mut(&mut self) -> &mut Shard {
+        &mut self.shard
+    }
+
+    fn user(&mut self, name: &str) -> UserSlot {
+        let hash = user_hash(self.shard.key, name);
+        self.shard.users.find_or_create(name, hash)
+    }
+
+    fn append(&mut self, append: &Append<'_>, message: Slot, time_ms: u64) {
+        let slot = self.user(append.to);
+        let head = self.shard.users.get(slot).head();
+        if append.seq <= head {
+            return; // it is there already, or its place was given up
+        }
+        if append.seq.0 > head.0 + 1 {
+            let (first, last) = (Seq(head.0 + 1), Seq(append.seq.0 - 1));
+            self.skip(slot, last, time_ms);
+            self.lose(append.to, first, last, true);
+        }
+        self.shard.users.get_mut(slot).append(message);
+        self.settled.insert(slot);
+        let pair = self.shard.fingerprint(append);
+        if append.n > self.shard.pairs.last(pair) {
+            self.shard.pairs.set(pair, append.n, day_of(time_ms));
+        }
+    }
+
+    fn skip(&mut self, slot: UserSlot, last: Seq, time_ms: u64) {
+        let user = self.shard.users.get_mut(slot);
+        while user.head() < last {
+            user.append(Slot::gap(time_ms));
+        }
+    }
+
+    /// Skips what the inboxes of unsettled users may have lost in the last hole.
+    fn doubt(&mut self) {
+        let messages = std::mem::take(&mut self.doubted);
+        let settled = std::mem::take(&mut self.settled);
+        if messages == 0 {
+            return;
+        }
+        for nth in 0..self.shard.users.len() {
+            let slot = self.shard.users.slot(nth);
+            if settled.contains(&slot) {
+                continue;
+            }
+            let user = self.shard.users.get(slot);
+            let name = user.name().to_owned();
+            let (first, last) = (Seq(user.head().0 + 1), Seq(user.head().0 + messages));
+            self.skip(slot, last, 0);
+            self.lose(&name, first, last, false);
+        }
+    }
+
+    fn lose(&mut self, user: &str, first: Seq, last: Seq, proven: bool) {
+        if let Some(loss) = self.losses.last_mut()
+            && loss.user == user
+            && loss.proven == proven
+            && loss.last.0 + 1 == first.0
+        {
+            loss.last = last;
+            return;
+        }
+        self.losses.push(Loss {
+            user: user.to_owned(),
+            first,
+            last,
+            proven,
+        });
+    }
+}

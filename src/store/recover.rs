@@ -1,0 +1,578 @@
+//! From what lies on the disk to a store that can go on, and the judgement of every shard (R: D-2).
+//!
+//! ```text
+//!   newest whole checkpoint ─▶ shards ── scan from its position ─▶ entries, each the next of its shard
+//!                                              │
+//!                                        a hole: every shard is in doubt until
+//!                                          its next entry follows the last one    nothing lost
+//!                                          its next entry does not                damaged
+//!                                          a HEADS record says its last index     one or the other
+//!                                          the log ends                           damaged
+//! ```
+//!
+//! A damaged shard is not served: it is quarantined, the others go on, and nothing is deleted. A torn
+//! tail is no damage: nothing in it was ever promised (see `log::recovery`).
+//!
+//! This decides; writing (zeroing a torn tail, syncing) is the shell's.
+
+use crate::log::recovery::{Hole, Origin, Recovered as Record, ScanError, Seen, Tail, leftovers, scan};
+use crate::log::{
+    CheckpointError, CheckpointHeader, CheckpointReader, FrameBuilder, FrameKind, RecordKind,
+    Writer, WriterStart, heads, items,
+};
+use crate::placement::ShardId;
+use crate::shard::command::{self, Command};
+use crate::shard::state::StateError;
+use crate::shard::{ApplyError, Change, Effect, Entry, Shard};
+
+use super::checkpointing::{Checkpointing, Kept};
+use super::cleaning::Cleaning;
+use super::ledger::Ledger;
+use super::{Quarantine, Setup, Store};
+
+/// What lies on the disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Found<'a> {
+    /// Position and bytes of each checkpoint, oldest first.
+    pub checkpoints: &'a [(u64, &'a [u8])],
+    /// Number and bytes of each segment, in order; spares too.
+    pub segments: &'a [(u64, &'a [u8])],
+    /// Position up to which the log was durable at the last orderly stop.
+    pub durable_lsn: u64,
+}
+
+/// Bytes that must be zeroed before the log goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// In which segment.
+    pub segment: u64,
+    /// Where in it.
+    pub offset: usize,
+    /// How many.
+    pub len: usize,
+}
+
+/// What recovery has to tell people.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Position that the scan began at.
+    pub scanned_from: u64,
+    /// Where the log ends.
+    pub end: u64,
+    /// Frames scanned.
+    pub frames: u64,
+    /// Records scanned.
+    pub records: u64,
+    /// Parts of the log that cannot be believed.
+    pub holes: Vec<Hole>,
+    /// Checkpoints that cannot be used, and why. An older one was, or the log from its beginning.
+    pub unusable_checkpoints: Vec<(u64, String)>,
+    /// Entries of inboxes: all that are kept.
+    pub entries: u64,
+}
+
+/// A store that can go on once the shell has done the rest.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The store.
+    pub store: Store,
+    /// What to zero.
+    pub cuts: Vec<Cut>,
+    /// Segments to sync before anything is served: what was read may be in the page cache only.
+    pub unsynced: Vec<u64>,
+    /// Segments behind the end: spares, or in the making.
+    pub behind: Vec<u64>,
+    /// What to say.
+    pub report: Report,
+}
+
+/// Why a log cannot be used at all. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecoverError {
+    /// The log's bytes are not usable.
+    #[error("{0}")]
+    Scan(ScanError),
+    /// The log ends before what is known to have been durable.
+    #[error("the log ends at position {end:#x}, but was durable up to {known:#x} at the last stop")]
+    Behind {
+        /// Where it ends.
+        end: u64,
+        /// Where it ended before.
+        known: u64,
+    },
+    /// No checkpoint can be used, and the beginning of the log is gone.
+    #[error("no checkpoint can be used ({}), and the log's beginning has been removed", reasons.join("; "))]
+    NoCheckpoint {
+        /// What is wrong with each.
+        reasons: Vec<String>,
+    },
+    /// An entry passed all checks and makes no sense.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// A record names a shard that is not one of this log.
+    #[error("a record at position {position:#x} is of shard {shard}, which is not one of this log")]
+    OtherShard {
+        /// Where.
+        position: u64,
+        /// The shard.
+        shard: u16,
+    },
+}
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unusable {
+    #[error(transparent)]
+    File(#[from] CheckpointError),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("it is of another log, or not what its name says")]
+    Foreign,
+    #[error("it does not hold each shard of the log once")]
+    Shards,
+}
+
+/// What is known of a shard while the log is read.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// All its entries so far are there.
+    Whole,
+    /// There was a hole that may have held an entry of it.
+    InDoubt,
+    /// Entries are missing; why.
+    Damaged(String),
+}
+
+/// The shards while the log is read.
+#[derive(Debug)]
+pub(super) struct Replay<'a> {
+    setup: &'a Setup,
+    pub shards: Vec<Shard>,
+    pub standing: Vec<Standing>,
+    /// The place of each shard of the data directory that is one of this log's.
+    places: Vec<Option<u16>>,
+    had_hole: bool,
+    holes: Vec<Hole>,
+    error: Option<RecoverError>,
+    effects: Vec<Effect>,
+}
+
+/// Where a replay begins, and with what.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    pub shards: Vec<Shard>,
+    pub lsn: u64,
+    pub prev_crc: u32,
+    pub kept: Vec<Kept>,
+    pub unusable: Vec<(u64, String)>,
+}
+
+/// Makes a store of what is found.
+pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError> {
+    let beginning = begin(&setup, &found)?;
+    let origin = Origin {
+        size: setup.size,
+        identity: setup.identity,
+        lsn: beginning.lsn,
+        prev_crc: beginning.prev_crc,
+    };
+    let first = setup.size.index_of(beginning.lsn);
+    let start = found.segments.partition_point(|(index, _)| *index < first);
+    let mut replay = Replay::new(&setup, beginning.shards);
+    let scanned = &found.segments[start..];
+    let tail = scan(&origin, scanned, &mut |seen| replay.see(seen)).map_err(RecoverError::Scan)?;
+    if let Some(error) = replay.error {
+        return Err(error);
+    }
+    if tail.end < found.durable_lsn {
+        return Err(RecoverError::Behind {
+            end: tail.end,
+            known: found.durable_lsn,
+        });
+    }
+    replay.decide();
+    let mut report = Report {
+        scanned_from: beginning.lsn,
+        end: tail.end,
+        frames: tail.frames,
+        records: tail.records,
+        holes: std::mem::take(&mut replay.holes),
+        unusable_checkpoints: beginning.unusable,
+        entries: 0,
+    };
+    let end_index = setup.size.index_of(tail.end);
+    let (mut cuts, mut unsynced, mut behind) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, bytes) in scanned {
+        let from = match *index == end_index {
+            true => setup.size.offset_of(tail.end),
+            false => 0,
+        };
+        if *index >= end_index {
+            leftovers(bytes, from, |offset, len| {
+                cuts.push(Cut {
+                    segment: *index,
+                    offset,
+                    len,
+                });
+            });
+        }
+        unsynced.push(*index);
+        if *index > end_index || (*index == end_index && tail.salt.is_none()) {
+            behind.push(*index);
+        }
+    }
+    let used = found.segments.iter().map(|(index, _)| *index);
+    let used = used.filter(|index| !behind.contains(index));
+    let ledger = Ledger::new(setup.size, used);
+    let (shards, standing) = (replay.shards, replay.standing);
+    let store = Store::assemble(setup, &tail, shards, standing, ledger, beginning.kept, &mut report);
+    Ok(Recovered {
+        store,
+        cuts,
+        unsynced,
+        behind,
+        report,
+    })
+}
+
+/// The newest checkpoint that is whole, else the beginning of the log.
+pub(super) fn begin(setup: &Setup, found: &Found<'_>) -> Result<Beginning, RecoverError> {
+    let has_origin = found.segments.first().is_none_or(|(index, _)| *index == 0);
+    let mut unusable = Vec::new();
+    for (nth, (lsn, bytes)) in found.checkpoints.iter().enumerate().rev() {
+        match load(setup, *lsn, bytes) {
+            Ok((shards, header)) => {
+                // An older one is kept as the second choice if there is one, else the log's beginning.
+                let before = found.checkpoints[..nth].last();
+                let older = before.map(|(lsn, bytes)| Kept {
+                    lsn: *lsn,
+                    bytes: bytes.len() as u64,
+                });
+                let origin = has_origin.then_some(Kept { lsn: 0, bytes: 0 });
+                let newest = Kept {
+                    lsn: *lsn,
+                    bytes: bytes.len() as u64,
+                };
+                return Ok(Beginning {
+                    shards,
+                    lsn: header.scan_lsn,
+                    prev_crc: header.prev_crc,
+                    kept: older.or(origin).into_iter().chain([newest]).collect(),
+                    unusable,
+                });
+            }
+            Err(error) => unusable.push((*lsn, error.to_string())),
+        }
+    }
+    if !has_origin {
+        let reasons = unusable.into_iter().map(|(_, reason)| reason).collect();
+        return Err(RecoverError::NoCheckpoint { reasons });
+    }
+    let shards = setup.shards.iter();
+    Ok(Beginning {
+        shards: shards
+            .map(|id| Shard::new(*id, setup.key, setup.shard))
+            .collect(),
+        lsn: 0,
+        prev_crc: 0,
+        kept: vec![Kept { lsn: 0, bytes: 0 }],
+        unusable,
+    })
+}
+
+/// Reads one checkpoint: all its shards, in the order of the setup.
+fn load(
+    setup: &Setup,
+    lsn: u64,
+    bytes: &[u8],
+) -> Result<(Vec<Shard>, CheckpointHeader), Unusable> {
+    let (header, mut reader) = CheckpointReader::open(bytes)?;
+    let is_ours = header.identity == setup.identity
+        && header.scan_lsn == lsn
+        && header.segment_bytes == setup.size.bytes();
+    if !is_ours {
+        return Err(Unusable::Foreign);
+    }
+    let mut shards = Vec::with_capacity(setup.shards.len());
+    while let Some(section) = reader.next_section()? {
+        let id = *setup.shards.get(shards.len()).ok_or(Unusable::Shards)?;
+        let shard = Shard::read_state(id, setup.key, setup.shard, &section.bytes)?;
+        if section.shard != id.0 || shard.applied() != section.applied {
+            return Err(Unusable::Shards);
+        }
+        shards.push(shard);
+    }
+    if shards.len() != setup.shards.len() {
+        return Err(Unusable::Shards);
+    }
+    Ok((shards, header))
+}
+
+impl<'a> Replay<'a> {
+    pub fn new(setup: &'a Setup, shards: Vec<Shard>) -> Self {
+        let standing = shards.iter().map(|_| Standing::Whole).collect();
+        Self {
+            setup,
+            places: setup.places(),
+            shards,
+            standing,
+            had_hole: false,
+            holes: Vec::new(),
+            error: None,
+            effects: Vec::new(),
+        }
+    }
+
+    fn see(&mut self, seen: Seen<'_>) {
+        if self.error.is_some() {
+            return;
+        }
+        let result = match seen {
+            Seen::Hole(hole) => {
+                self.hole(hole);
+                Ok(())
+            }
+            Seen::Broken(record) => {
+                self.broken(&record);
+                Ok(())
+            }
+            Seen::Record(record) => self.record(&record),
+        };
+        self.error = result.err();
+    }
+
+    fn hole(&mut self, hole: Hole) {
+        self.had_hole = true;
+        // When something is known of every record in it, these tell by themselves what is missing.
+        if hole.records_missing != Some(0) {
+            for standing in &mut self.standing {
+                if matches!(standing, Standing::Whole) {
+                    *standing = Standing::InDoubt;
+                }
+            }
+        }
+        self.holes.push(hole);
+    }
+
+    fn place_of(&self, shard: u16) -> Option<usize> {
+        let place = self.places.get(usize::from(shard)).copied().flatten();
+        place.map(usize::from)
+    }
+
+    fn place(&self, record: &Record<'_>) -> Result<usize, RecoverError> {
+        let shard = record.record.shard;
+        self.place_of(shard).ok_or(RecoverError::OtherShard {
+            position: record.lsn_of_payload,
+            shard,
+        })
+    }
+
+    /// An entry whose own bytes are damaged: if its shard has not applied it already, that is the end.
+    fn broken(&mut self, record: &Record<'_>) {
+        if record.record.kind != RecordKind::Entry {
+            return;
+        }
+        let Ok(place) = self.place(record) else {
+            return;
+        };
+        let index = record.record.index;
+        if index > self.shards[place].applied() {
+            self.damage(place, format!("entry {index} is damaged"));
+        }
+    }
+
+    fn damage(&mut self, place: usize, reason: String) {
+        if !matches!(self.standing[place], Standing::Damaged(_)) {
+            self.standing[place] = Standing::Damaged(reason);
+        }
+    }
+
+    fn record(&mut self, record: &Record<'_>) -> Result<(), RecoverError> {
+        match record.record.kind {
+            RecordKind::Entry => self.entry(record),
+            RecordKind::Reloc => {
+                self.relocated(record);
+                Ok(())
+            }
+            RecordKind::Heads => {
+                self.heads(record);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn entry(&mut self, record: &Record<'_>) -> Result<(), RecoverError> {
+        let place = self.place(record)?;
+        let (index, applied) = (record.record.index, self.shards[place].applied());
+        if index <= applied || matches!(self.standing[place], Standing::Damaged(_)) {
+            return Ok(());
+        }
+        if index > applied + 1 && self.had_hole {
+            let (first, last) = (applied + 1, index - 1);
+            self.damage(place, format!("entries {first} to {last} are missing"));
+            return Ok(());
+        }
+        let entry = entry_of(record);
+        self.effects.clear();
+        let shard = &mut self.shards[place];
+        shard.apply(&entry, &[], &mut self.effects)?;
+        shard.changes();
+        self.standing[place] = Standing::Whole;
+        Ok(())
+    }
+
+    fn relocated(&mut self, record: &Record<'_>) {
+        for item in items(record.payload) {
+            let Ok((offset, bytes)) = item else { return };
+            let Ok(Command::Append(append)) = command::decode(bytes) else {
+                continue;
+            };
+            let Some(place) = self.place_of(self.setup.shard_of(append.to).0) else {
+                continue;
+            };
+            let shard = &mut self.shards[place];
+            if let Some(user) = shard.find(append.to) {
+                shard.relocate(user, append.seq, record.lsn_of_payload + offset as u64);
+                shard.changes();
+            }
+        }
+    }
+
+    /// The last entry of each shard, as the writer knew it. After a hole this settles doubts.
+    fn heads(&mut self, record: &Record<'_>) {
+        let Ok(heads) = heads(record.payload) else {
+            return;
+        };
+        for (shard, index) in heads {
+            let Some(place) = self.place_of(shard) else {
+                continue;
+            };
+            let applied = self.shards[place].applied();
+            if index > applied {
+                self.damage(place, format!("entries {} to {index} are missing", applied + 1));
+            } else if matches!(self.standing[place], Standing::InDoubt) {
+                self.standing[place] = Standing::Whole;
+            }
+        }
+    }
+
+    /// At the end of the log, what is still in doubt counts as damaged.
+    fn decide(&mut self) {
+        for standing in &mut self.standing {
+            if matches!(standing, Standing::InDoubt) {
+                let reason = "entries may be missing, and nothing behind proves that none is";
+                *standing = Standing::Damaged(reason.to_owned());
+            }
+        }
+    }
+}
+
+/// A record of kind Entry as the shard takes it.
+pub(super) fn entry_of<'a>(record: &Record<'a>) -> Entry<'a> {
+    Entry {
+        index: record.record.index,
+        term: record.record.term,
+        time_ms: record.record.a,
+        payload: record.payload,
+        position: record.lsn_of_payload,
+    }
+}
+
+impl Store {
+    /// Puts a recovered store together. A shard whose messages lie in a segment that is not there is
+    /// damaged too.
+    fn assemble(
+        setup: Setup,
+        tail: &Tail,
+        shards: Vec<Shard>,
+        mut standing: Vec<Standing>,
+        mut ledger: Ledger,
+        kept: Vec<Kept>,
+        report: &mut Report,
+    ) -> Self {
+        for (place, shard) in shards.iter().enumerate() {
+            let missing = book(&setup, shard, &mut ledger, &mut report.entries);
+            if missing > 0 && !matches!(standing[place], Standing::Damaged(_)) {
+                let reason = format!("{missing} messages lie in segments that are missing");
+                standing[place] = Standing::Damaged(reason);
+            }
+        }
+        let places = setup.places();
+        let heads = shards.iter().map(|shard| (shard.id().0, shard.applied()));
+        let mut heads: Vec<(u16, u64)> = heads.collect();
+        let mut quarantined = Vec::new();
+        let mut served = Vec::with_capacity(shards.len());
+        for (shard, standing) in shards.into_iter().zip(standing) {
+            if let Standing::Damaged(reason) = standing {
+                let id = shard.id();
+                heads.retain(|(shard, _)| *shard != id.0); // how far it went is not known
+                quarantined.push(Quarantine { shard: id, reason });
+                served.push(None);
+            } else {
+                served.push(Some(Box::new(shard)));
+            }
+        }
+        let is_sealed = tail.last_kind.is_none_or(|kind| kind == FrameKind::Seal);
+        let writer = Writer::new(WriterStart {
+            identity: setup.identity,
+            incarnation: setup.incarnation,
+            size: setup.size,
+            end: tail.end,
+            prev_crc: tail.prev_crc,
+            salt: tail.salt,
+            unsealed: tail.watermark < tail.end && !is_sealed,
+            heads_max: setup.shards.len(),
+        });
+        Self {
+            frame: FrameBuilder::with_max(writer.frame_bytes_max()),
+            writer,
+            is_ready: vec![false; served.len()],
+            shards: served,
+            places,
+            quarantined,
+            heads,
+            loaded: Vec::new(),
+            ready: std::collections::VecDeque::new(),
+            pending_bytes: 0,
+            flight: None,
+            last_write_us: 0,
+            waiting_since_us: 0,
+            ledger,
+            checkpointing: Checkpointing::new(kept),
+            cleaning: Cleaning::default(),
+            sweep_at_us: 0,
+            sweep_place: 0,
+            scratch: Vec::new(),
+            commits: 0,
+            committed: 0,
+            setup,
+        }
+    }
+}
+
+/// Books where a shard's messages lie; how many lie nowhere.
+fn book(setup: &Setup, shard: &Shard, ledger: &mut Ledger, entries: &mut u64) -> u64 {
+    let mut missing = 0;
+    for user in shard.users().iter() {
+        for (_, slot) in user.slots() {
+            *entries += 1;
+            let Some(position) = slot.position() else {
+                continue;
+            };
+            if ledger.has(setup.size.index_of(position)) {
+                let bytes = slot.bytes().cast_signed();
+                ledger.book(Change { position, bytes });
+            } else {
+                missing += 1;
+            }
+        }
+    }
+    missing
+}
+
+/// The shards of log `log`, when the data directory has `logs` logs and `shards` shards.
+#[must_use]
+pub fn shards_of_log(log: u16, logs: u16, shards: u16) -> Vec<ShardId> {
+    (0..shards).filter(|shard| shard % logs == log).map(ShardId).collect()
+}
