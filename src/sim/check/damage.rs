@@ -1,0 +1,210 @@
+//! What was done to the disks by the world, and what follows from it: for which shards a switch may
+//! refuse to serve, and which entries it may call lost.
+//!
+//! A bit is turned only where it can be judged: in a frame of a sealed segment, of which the original
+//! is known, or in a checkpoint. What the frame held decides who may suffer. Before the end of a run
+//! every bit is turned back, as a restored backup would do it, and then nothing may be missing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Check;
+use crate::log::limits::{FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use crate::log::{FrameHeader, FrameKind, RecordKind, SegmentSize, items, records};
+use crate::placement::ShardId;
+use crate::shard::command::{self, Command};
+use crate::sim::dice::Dice;
+use crate::sim::disk::{FakeDisk, Name, Rot};
+use crate::sim::world::World;
+
+/// One turned bit and who may suffer from it.
+#[derive(Clone, Debug)]
+struct Hurt {
+    log: usize,
+    rot: Rot,
+    shards: BTreeSet<u16>,
+}
+
+/// All damage that was done.
+#[derive(Clone, Debug, Default)]
+pub struct Damage {
+    hurts: Vec<Hurt>,
+    done: bool,
+    /// Entries that a salvage gave up, by user.
+    lost: BTreeMap<String, BTreeSet<u64>>,
+}
+
+impl Damage {
+    /// Whether any was done, even if it was turned back since.
+    #[must_use]
+    pub const fn was_done(&self) -> bool {
+        self.done
+    }
+
+    /// Whether bits are turned now.
+    #[must_use]
+    pub const fn is_there(&self) -> bool {
+        !self.hurts.is_empty()
+    }
+
+    /// Whether a bit of a checkpoint of this log is turned now.
+    #[must_use]
+    pub fn is_in_checkpoint(&self, log: usize) -> bool {
+        let is_checkpoint = |hurt: &Hurt| matches!(hurt.rot.name, Name::Checkpoint(_));
+        self.hurts.iter().any(|hurt| hurt.log == log && is_checkpoint(hurt))
+    }
+
+    /// Whether a shard may be found damaged.
+    #[must_use]
+    pub fn may_quarantine(&self, log: usize, shard: ShardId) -> bool {
+        self.hurts.iter().any(|hurt| hurt.log == log && hurt.shards.contains(&shard.0))
+    }
+
+    /// Whether an entry may be called lost.
+    #[must_use]
+    pub fn is_lost(&self, user: &str, seq: u64) -> bool {
+        self.lost.get(user).is_some_and(|lost| lost.contains(&seq))
+    }
+
+    /// Whether a turned bit is what makes an item at a position unreadable.
+    #[must_use]
+    pub fn hits(&self, size: SegmentSize, segment: Name, position: u64) -> bool {
+        let offset = size.offset_of(position);
+        let near = |rot: &Rot| rot.name == segment && rot.offset >= offset;
+        self.hurts.iter().any(|hurt| near(&hurt.rot))
+    }
+
+    /// Turns all bits back.
+    pub fn heal(&mut self, disks: &mut [FakeDisk]) {
+        for hurt in self.hurts.drain(..) {
+            disks[hurt.log].rot(hurt.rot);
+        }
+    }
+}
+
+impl Check {
+    /// A message could not be read for delivery.
+    pub fn unreadable(&self, world: &mut World, _: &[FakeDisk], log: usize, position: u64) {
+        let segment = Name::Segment(self.size.index_of(position));
+        world.note(|| format!("log {log}: nothing whole at {position:#x}"));
+        if !self.damage.hits(self.size, segment, position) {
+            world.fail(|| format!("log {log}: no whole item at {position:#x}, and nothing rotted"));
+        }
+    }
+
+    /// Turns one bit of a log's disk, where it can be judged; says whether there was a place for it.
+    pub fn do_damage(&mut self, world: &mut World, log: usize, disk: &mut FakeDisk) -> bool {
+        let sealed = self.size.index_of(self.models[log].end());
+        let names: Vec<Name> = disk
+            .names()
+            .filter(|name| match name {
+                Name::Segment(index) => index + 1 < sealed,
+                Name::Checkpoint(_) => true,
+                Name::Draft(_) => false,
+            })
+            .filter(|name| disk.is_clean(*name))
+            .collect();
+        if names.is_empty() {
+            return false;
+        }
+        let name = *world.dice.pick(&names);
+        let bytes = disk.read(name).unwrap_or_default();
+        let Some((offset, shards)) = self.choose_victim(&mut world.dice, log, name, disk, bytes)
+        else {
+            return false;
+        };
+        let rot = Rot { name, offset, bit: world.dice.below(8) as u8 };
+        world.note(|| format!("log {log}: {rot:?}; shards {shards:?} may suffer"));
+        disk.rot(rot);
+        self.damage.hurts.push(Hurt { log, rot, shards });
+        self.damage.done = true;
+        true
+    }
+
+    /// A byte of a file, and the shards that may suffer when it is not what it was.
+    fn choose_victim(
+        &self,
+        dice: &mut Dice,
+        log: usize,
+        name: Name,
+        disk: &FakeDisk,
+        bytes: &[u8],
+    ) -> Option<(usize, BTreeSet<u16>)> {
+        let Name::Segment(index) = name else {
+            return (!bytes.is_empty()).then(|| (dice.index(bytes.len()), BTreeSet::new()));
+        };
+        let frames = frames(bytes);
+        let (at, len) = *frames.get(dice.index(frames.len().max(1)))?;
+        if dice.percent(10) {
+            // The segment's header: everything in the segment may be doubted.
+            let mut shards = BTreeSet::new();
+            for (at, _) in &frames {
+                self.shards_in(bytes, *at, &mut shards);
+            }
+            self.doubt(log, index, disk, SEGMENT_HEADER_BYTES, &mut shards);
+            return Some((dice.index(80), shards));
+        }
+        let mut shards = BTreeSet::new();
+        self.shards_in(bytes, at, &mut shards);
+        self.doubt(log, index, disk, at + len, &mut shards);
+        Some((at + dice.index(len), shards))
+    }
+
+    /// Without a record of heads behind it, nobody can know who lost nothing.
+    fn doubt(
+        &self,
+        log: usize,
+        index: u64,
+        disk: &FakeDisk,
+        behind: usize,
+        shards: &mut BTreeSet<u16>,
+    ) {
+        let mut from = behind;
+        for later in index..=self.size.index_of(self.models[log].end()) {
+            let bytes = disk.read(Name::Segment(later)).unwrap_or_default();
+            let seals = |at: usize| {
+                let frame = FrameHeader::decode(&bytes[at..]).and_then(|frame| frame.kind());
+                matches!(frame, Some(FrameKind::Seal | FrameKind::End))
+            };
+            if frames(bytes).iter().any(|(at, _)| *at >= from && seals(*at)) {
+                return;
+            }
+            from = 0;
+        }
+        let all = (0..self.placement.shards()).map(ShardId);
+        let ours = all.filter(|shard| usize::from(self.placement.log_of(*shard).0) == log);
+        shards.extend(ours.map(|shard| shard.0));
+    }
+
+    /// Adds the shards of what is in the frame at `at`.
+    fn shards_in(&self, bytes: &[u8], at: usize, shards: &mut BTreeSet<u16>) {
+        let Some(frame) = FrameHeader::decode(&bytes[at..]) else {
+            return;
+        };
+        let body = &bytes[at + FRAME_HEADER_BYTES..at + frame.frame_len()];
+        let _ = records(body, frame.records, |record, _, payload| match record.kind {
+            RecordKind::Entry => {
+                shards.insert(record.shard);
+            }
+            RecordKind::Reloc => {
+                for item in items(payload) {
+                    let Ok((_, bytes)) = item else { continue };
+                    if let Ok(Command::Append(append)) = command::decode(bytes) {
+                        shards.insert(self.shard_of(append.to).0);
+                    }
+                }
+            }
+            _ => {}
+        });
+    }
+}
+
+/// Where the frames of a segment are, and how long.
+fn frames(bytes: &[u8]) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut at = SEGMENT_HEADER_BYTES;
+    while let Some(frame) = bytes.get(at..).and_then(FrameHeader::decode) {
+        found.push((at, frame.frame_len()));
+        at += frame.frame_len();
+    }
+    found
+}
