@@ -82,5 +82,8 @@ pub mod runtime;
 pub mod session;
 #[forbid(unsafe_code)]
 pub mod shard;
+#[cfg(feature = "sim")]
+#[forbid(unsafe_code)]
+pub mod sim;
 #[forbid(unsafe_code)]
 pub mod store;

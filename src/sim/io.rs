@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::Weather;
 use super::disk::{DiskError, FakeDisk, Name, Syncing};
 use super::world::{Event, World};
-use crate::log::{Harvest, harvest};
+use crate::log::{Harvest, SegmentSize, harvest};
 use crate::planted::{self, Bug};
 use crate::store::Io;
 
@@ -70,7 +70,7 @@ struct Job {
 pub struct Jobs {
     log: usize,
     life: u32,
-    segment_bytes: usize,
+    size: SegmentSize,
     next: u64,
     running: BTreeMap<u64, Job>,
     /// The checkpoint in the making: its position and how long it is.
@@ -80,8 +80,8 @@ pub struct Jobs {
 impl Jobs {
     /// No operations, on the disk of log number `log`, in a life of the switch.
     #[must_use]
-    pub const fn new(log: usize, life: u32, segment_bytes: usize) -> Self {
-        Self { log, life, segment_bytes, next: 0, running: BTreeMap::new(), draft: (0, 0) }
+    pub const fn new(log: usize, life: u32, size: SegmentSize) -> Self {
+        Self { log, life, size, next: 0, running: BTreeMap::new(), draft: (0, 0) }
     }
 
     /// Begins what a store asks for.
@@ -111,7 +111,7 @@ impl Jobs {
             Io::PrepareSegment { segment } => {
                 let name = Name::Segment(segment);
                 steps.push_back(Step::Create(name));
-                steps.push_back(Step::Zero(name, self.segment_bytes));
+                steps.push_back(Step::Zero(name, self.size.bytes() as usize));
                 steps.push_back(Step::Sync(name));
                 if !planted::is(Bug::SegmentDirSync) {
                     steps.push_back(Step::SyncDirectory(name));
@@ -205,8 +205,8 @@ impl Jobs {
             }
             Some(Step::Pause) => Ok(()),
             Some(Step::Read { segment, from, budget }) => {
-                let bytes = disk.read(Name::Segment(segment));
-                harvested = bytes.map(|bytes| harvest(segment, bytes, from, budget));
+                let (bytes, size) = (disk.read(Name::Segment(segment)), self.size);
+                harvested = bytes.map(|bytes| harvest(size, segment, bytes, from, budget));
                 Ok(())
             }
         };

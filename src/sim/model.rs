@@ -209,7 +209,7 @@ impl Model {
 
     fn frame(&mut self, frame: &FrameHeader, body: &[u8]) -> Result<(), Fault> {
         let mut result = Ok(());
-        let visited = records(body, frame.records, |record, _, payload| {
+        let visited = records(frame, body, |record, _, payload| {
             if result.is_ok() {
                 result = self.record(&record, payload);
             }

@@ -5,6 +5,7 @@
 //!   everything goes wrong  nothing does any more: all must arrive
 //! ```
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::Weather;
@@ -55,18 +56,24 @@ struct Run {
     settled: bool,
 }
 
+thread_local! {
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// From here on a panic prints nothing; [`run`] reports it.
+pub fn silence_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        PANIC.with_borrow_mut(|text| *text = panic.to_string().replace('\n', " "));
+    }));
+}
+
 /// Lives through one seed. A panic inside is a failure like others.
 #[must_use]
 pub fn run(seed: u64, tracing: bool) -> Report {
     let mut run = Run::new(seed, tracing);
-    let outcome = catch_unwind(AssertUnwindSafe(|| run.live()));
-    if let Err(panic) = outcome {
-        let text = panic
-            .downcast_ref::<String>()
-            .cloned()
-            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-            .unwrap_or_else(|| "a panic without words".to_owned());
-        run.world.fail(|| format!("panic: {text}"));
+    if catch_unwind(AssertUnwindSafe(|| run.live())).is_err() {
+        let text = PANIC.take();
+        run.world.fail(|| format!("the switch asserted: {text}"));
     }
     Report {
         seed,

@@ -181,7 +181,7 @@ impl Check {
             return;
         };
         let body = &bytes[at + FRAME_HEADER_BYTES..at + frame.frame_len()];
-        let _ = records(body, frame.records, |record, _, payload| match record.kind {
+        let _ = records(&frame, body, |record, _, payload| match record.kind {
             RecordKind::Entry => {
                 shards.insert(record.shard);
             }

@@ -102,7 +102,7 @@ impl Node {
             cores: (0..cores).map(|core| self.core(CoreId(core), placement)).collect(),
             placement,
             jobs: (0..usize::from(self.logs))
-                .map(|log| Jobs::new(log, life, self.size.bytes() as usize))
+                .map(|log| Jobs::new(log, life, self.size))
                 .collect(),
             owners: BTreeMap::new(),
             accepts: 0,
