@@ -12,8 +12,9 @@
 //! still open is to be dropped.
 //!
 //! Invariants: a message handed to [`Session::send`] ends in exactly one of `Accepted` or `Failed`; two
-//! messages to one recipient are accepted in the order they were handed over; each pushed entry comes
-//! out once and in `seq` order for as long as the session lives, whatever happens to connections.
+//! messages to one recipient are accepted in the order they were handed over; each position of the inbox
+//! comes out once, as an entry or within a gap, and in `seq` order for as long as the session lives,
+//! whatever happens to connections.
 //! Everything held is bounded by `limits`.
 //! It does not keep anything across a restart of the process: the cursor is the program's to keep.
 
@@ -112,7 +113,7 @@ pub struct Session {
     next_fetch: u64,
     attempt: u32,
     sends_in_flight: usize,
-    /// Entries up to here were handed out; `None` before the first Welcome of a session without cursor.
+    /// Entries and gaps up to here were handed out; `None` before the first Welcome of a session without cursor.
     received: Option<Seq>,
     acked: Seq,
     ack_sent: Seq,
@@ -392,6 +393,7 @@ impl Session {
             }
             (Phase::Online, ServerFrameRef::Rejected(answer)) => self.rejected(now_ms, &answer)?,
             (Phase::Online, ServerFrameRef::Entry(entry)) => self.entry(&entry)?,
+            (Phase::Online, ServerFrameRef::Gap(gap)) => self.gap(gap)?,
             (Phase::Online, ServerFrameRef::Fetched(answer)) => self.fetched(&answer),
             _ => return Err(Violation("a frame where it must not be")),
         }
@@ -471,6 +473,32 @@ impl Session {
         self.received = Some(Seq(entry.seq));
         self.bytes_since_ack += entry.body.len() as u64;
         self.events.push_back(Event::Entry(Entry::from(*entry)));
+        Ok(())
+    }
+
+    fn gap(&mut self, gap: v2::Gap) -> Result<(), Violation> {
+        let (first, last, reason) = (Seq(gap.first), Seq(gap.last), gap.reason());
+        if first == Seq(0) || last < first {
+            return Err(Violation("a gap that is no range"));
+        }
+        let mut ticket = None;
+        if gap.fetch_tag != 0 {
+            match &self.fetch {
+                Some(fetch) if fetch.tag == gap.fetch_tag => ticket = Some(fetch.ticket),
+                _ => return Ok(()),
+            }
+        } else if first.0 - 1 != self.received.unwrap_or_default().0 {
+            return Err(Violation("a gap does not begin after what came before it"));
+        } else {
+            self.attempt = 0;
+            self.received = Some(last);
+        }
+        self.events.push_back(Event::Gap {
+            first,
+            last,
+            reason,
+            ticket,
+        });
         Ok(())
     }
 

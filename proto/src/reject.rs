@@ -142,13 +142,13 @@ impl GapReason {
         }
     }
 
-    /// What happened to the messages, after "they".
+    /// What happened to the messages, after "they were".
     #[must_use]
     pub const fn describe(self) -> &'static str {
         match self {
-            Self::Unspecified => "are gone for a reason that this client does not know",
-            Self::Lost => "were damaged on the switch and set aside",
-            Self::Expired => "left when their time was over",
+            Self::Unspecified => "removed for a reason that this client does not know",
+            Self::Lost => "damaged on the switch and set aside",
+            Self::Expired => "removed by the rules of retention",
         }
     }
 }

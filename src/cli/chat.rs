@@ -10,9 +10,10 @@ use iris_proto::limits::BODY_BYTES_MAX;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::recv::plain_gap;
 use super::remote::{RemoteArgs, block_on, printable, state_dir, user};
 use super::{Failure, output};
-use crate::client::{Accepted, Client, Entry, SendError, State};
+use crate::client::{Accepted, Arrival, Client, Entry, SendError, State};
 
 /// Lines typed ahead of what the client takes. Full: the keyboard waits.
 const LINES_AHEAD: usize = 16;
@@ -77,10 +78,14 @@ async fn talk(
     let sender = client.sender();
     loop {
         tokio::select! {
-            entry = client.next() => {
-                let entry = entry?;
-                output::print(&line(args, &entry))?;
-                client.ack(entry.seq);
+            arrival = client.next() => {
+                let arrival = arrival?;
+                let line = match &arrival {
+                    Arrival::Entry(entry) => line(args, entry),
+                    Arrival::Gap(gap) => plain_gap(*gap),
+                };
+                output::print(&line)?;
+                client.ack(arrival.upto());
             }
             line = lines.recv() => match line {
                 None => return Ok(()),

@@ -15,6 +15,7 @@ mod recv;
 mod remote;
 mod send;
 mod serve;
+mod status;
 mod token;
 
 use std::ffi::OsString;
@@ -24,9 +25,9 @@ use clap::{Parser, Subcommand};
 
 pub use output::Failure;
 
-/// The exit code of every failure; wrong usage has 2.
+/// The exit code of every failure, but wrong usage and no switch to ask.
 pub const EXIT_FAILURE: u8 = 1;
-/// The exit code of wrong usage.
+/// The exit code of wrong usage, and of a command that found no switch to ask.
 pub const EXIT_USAGE: u8 = 2;
 /// The data directory of every command that is not told another.
 pub const DATA_DEFAULT: &str = "iris-data";
@@ -44,6 +45,7 @@ Examples:
   iris serve --dev                          a switch with everything made for you, in ./iris-data
   iris token --user alice                   a token for it, good for an hour
   iris serve --config /etc/iris/iris.toml   a switch as configured
+  iris status                               whether it is ready, and why not
   iris config check --config iris.toml      what it would run with, and where each value comes from
   iris completions bash > /etc/bash_completion.d/iris
 
@@ -69,6 +71,8 @@ struct Cli {
 enum Command {
     /// Run the switch
     Serve(serve::ServeArgs),
+    /// Ask a running switch whether it is ready
+    Status(status::StatusArgs),
     /// Make a token, with which a user logs in
     Token(token::TokenArgs),
     /// Send a message
@@ -99,6 +103,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Command::Serve(args) => serve::run(&args, program.as_deref().unwrap_or("iris")),
+        Command::Status(args) => status::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Recv(args) => recv::run(&args),
@@ -112,6 +117,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             output::complain(&line);
             ExitCode::from(EXIT_FAILURE)
         }
+        Err(Failure::NotRunning(line)) => {
+            output::complain(&line);
+            ExitCode::from(EXIT_USAGE)
+        }
+        Err(Failure::NotReady) => ExitCode::from(EXIT_FAILURE),
     }
 }
 

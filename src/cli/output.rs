@@ -11,6 +11,10 @@ use std::io::{self, Write};
 pub enum Failure {
     /// One line for the user: what, why, what to do. Exit code 1.
     Told(String),
+    /// One line, too, of a command that found no switch to ask. Exit code 2.
+    NotRunning(String),
+    /// The switch is not ready; the result, which is printed, says why. Exit code 1.
+    NotReady,
     /// Whoever read our output left: nothing to tell, exit code 0.
     ReaderGone,
 }

@@ -10,7 +10,7 @@ use iris_proto::id::UserId;
 
 use super::remote::{FAREWELL, RemoteArgs, block_on, printable, state_dir, user};
 use super::{Failure, output};
-use crate::client::{Client, Entry};
+use crate::client::{Arrival, Client, Entry, Gap};
 
 #[derive(Debug, Args)]
 #[command(long_about = "\
@@ -26,6 +26,10 @@ Output, one line for each message:
   [SEQ] FROM: TEXT   control characters are written out, as \\n or \\u{1b}
   with --json        {\"seq\":1,\"from\":\"alice\",\"id\":\"0193…\",\"text\":\"hello\"}
                      and \"body_base64\" when the body is not UTF-8
+and one line for messages that the switch does not have any more (--count does not count it):
+  [3-5] lost: these messages were damaged on the switch and set aside
+  [3-5] expired: these messages were removed by the rules of retention
+  with --json        {\"gap\":{\"first\":3,\"last\":5,\"reason\":\"lost\"}}
 
 Files:
   STATE/…/USER@DEVICE.cursor   how far this device has everything; without it the switch's own record
@@ -80,20 +84,40 @@ async fn print_entries(args: &RecvArgs, client: &mut Client) -> Result<(), Failu
         if done {
             return Ok(());
         }
-        let entry = client.next().await?;
-        let line = if args.json {
-            json(&entry)
-        } else {
-            plain(&entry)
+        let arrival = client.next().await?;
+        let line = match &arrival {
+            Arrival::Entry(entry) if args.json => json(entry),
+            Arrival::Entry(entry) => plain(entry),
+            Arrival::Gap(gap) if args.json => json_gap(*gap),
+            Arrival::Gap(gap) => plain_gap(*gap),
         };
         output::print(&line)?;
-        client.ack(entry.seq);
-        at = entry.seq;
-        printed += 1;
+        at = arrival.upto();
+        client.ack(at);
+        printed += u64::from(matches!(arrival, Arrival::Entry(_)));
     }
 }
 
-pub(super) fn plain(entry: &Entry) -> String {
+/// What people read in the place of messages that are gone.
+pub(super) fn plain_gap(gap: Gap) -> String {
+    let (reason, why) = (gap.reason, gap.reason.describe());
+    if gap.first == gap.last {
+        return format!("[{}] {reason}: this message was {why}", gap.first.0);
+    }
+    let (first, last) = (gap.first.0, gap.last.0);
+    format!("[{first}-{last}] {reason}: these messages were {why}")
+}
+
+fn json_gap(gap: Gap) -> String {
+    serde_json::json!({ "gap": {
+        "first": gap.first.0,
+        "last": gap.last.0,
+        "reason": gap.reason.word(),
+    }})
+    .to_string()
+}
+
+fn plain(entry: &Entry) -> String {
     let text = printable(&String::from_utf8_lossy(&entry.body));
     format!("[{}] {}: {text}", entry.seq.0, entry.from)
 }
@@ -135,6 +159,34 @@ mod tests {
     use iris_proto::id::{MessageId, Seq};
 
     use super::*;
+    use crate::client::GapReason;
+
+    /// R: D-2
+    #[test]
+    fn lost_messages_are_a_line_of_their_own() {
+        let mut gap = Gap {
+            first: Seq(3),
+            last: Seq(5),
+            reason: GapReason::Lost,
+        };
+        assert_eq!(
+            plain_gap(gap),
+            "[3-5] lost: these messages were damaged on the switch and set aside"
+        );
+        let read: serde_json::Value = serde_json::from_str(&json_gap(gap)).unwrap();
+        let lost = serde_json::json!({"gap": {"first": 3, "last": 5, "reason": "lost"}});
+        assert_eq!(read, lost);
+        gap.last = gap.first;
+        assert_eq!(
+            plain_gap(gap),
+            "[3] lost: this message was damaged on the switch and set aside"
+        );
+        gap.reason = GapReason::Expired;
+        assert_eq!(
+            plain_gap(gap),
+            "[3] expired: this message was removed by the rules of retention"
+        );
+    }
 
     #[test]
     fn base64_is_that_of_the_rfc() {

@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use super::cursor::{self, Cursor};
 use super::link;
-use super::{Accepted, ConnectOptions, Ended, Entry, LinkError, SendError, State, Welcomed};
+use super::{Accepted, Arrival, ConnectOptions, Ended, Gap, LinkError, SendError, State, Welcomed};
 
 /// Bytes read from a connection at a time.
 const READ_BYTES: usize = 16 * 1024;
@@ -78,7 +78,7 @@ pub(super) struct Driver {
     tls: Arc<ClientConfig>,
     cursor_file: Option<PathBuf>,
     cluster: Option<[u8; 16]>,
-    entries: mpsc::UnboundedSender<Entry>,
+    arrivals: mpsc::UnboundedSender<Arrival>,
     state: watch::Sender<State>,
     /// Who waits for an answer.
     unanswered: BTreeMap<Ticket, (MessageId, oneshot::Sender<Result<Accepted, SendError>>)>,
@@ -92,7 +92,7 @@ impl Driver {
         options: ConnectOptions,
         tls: Arc<ClientConfig>,
         cursor_file: Option<PathBuf>,
-        entries: mpsc::UnboundedSender<Entry>,
+        arrivals: mpsc::UnboundedSender<Arrival>,
         state: watch::Sender<State>,
     ) -> Self {
         Self {
@@ -101,7 +101,7 @@ impl Driver {
             tls,
             cursor_file,
             cluster: None,
-            entries,
+            arrivals,
             state,
             unanswered: BTreeMap::new(),
             start: Instant::now(),
@@ -316,7 +316,20 @@ impl Driver {
                         let _ = tell.send(Err(SendError::Failed(reason)));
                     }
                 }
-                Event::Entry(entry) => drop(self.entries.send(entry)),
+                Event::Entry(entry) => drop(self.arrivals.send(Arrival::Entry(entry))),
+                Event::Gap {
+                    first,
+                    last,
+                    reason,
+                    ticket: None,
+                } => {
+                    let gap = Gap {
+                        first,
+                        last,
+                        reason,
+                    };
+                    drop(self.arrivals.send(Arrival::Gap(gap)));
+                }
                 Event::Disconnected(why) => {
                     debug!(?why, "disconnected");
                     self.state.send_if_modified(|state| {
@@ -327,7 +340,10 @@ impl Driver {
                         was_online
                     });
                 }
-                Event::FetchedEntry { .. } | Event::Fetched { .. } | Event::FetchFailed { .. } => {}
+                Event::FetchedEntry { .. }
+                | Event::Gap { .. }
+                | Event::Fetched { .. }
+                | Event::FetchFailed { .. } => {}
             }
         }
     }

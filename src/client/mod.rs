@@ -10,7 +10,8 @@
 //! One task per client (the driver) owns the connection; it reconnects by itself with backoff, sends
 //! again in order what was not answered, and resumes after the last entry it handed out. A message is
 //! accepted once and in order per recipient; an entry comes out of [`Client::next`] once per run, and
-//! again in a later run only if it was not acknowledged.
+//! again in a later run only if it was not acknowledged. Where the switch has entries no more, a
+//! [`Gap`] comes out in their place: nothing is passed over in silence.
 //! It keeps no messages across a restart of the program: what was not answered then is in doubt.
 
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ mod tests;
 
 use driver::{Driver, Outgoing};
 pub use iris_proto::client::{Entry, Welcomed};
+pub use iris_proto::reject::GapReason;
 pub use link::LinkError;
 
 /// Messages that may wait on their way to the driver. Full: `send` waits.
@@ -180,6 +182,37 @@ pub enum State {
     Ended(Ended),
 }
 
+/// Messages of the inbox that do not exist any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The position of the first.
+    pub first: Seq,
+    /// The position of the last; at least `first`.
+    pub last: Seq,
+    /// Why.
+    pub reason: GapReason,
+}
+
+/// What comes out of an inbox, in the order of its positions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// A message.
+    Entry(Entry),
+    /// None, where some were: tell the user.
+    Gap(Gap),
+}
+
+impl Arrival {
+    /// How far the inbox is with us now: what to [`ack`](Client::ack) when this is safe.
+    #[must_use]
+    pub const fn upto(&self) -> Seq {
+        match self {
+            Self::Entry(entry) => entry.seq,
+            Self::Gap(gap) => gap.last,
+        }
+    }
+}
+
 /// A message handed over, on its way.
 #[derive(Debug)]
 pub struct Queued {
@@ -245,7 +278,7 @@ impl Sender {
 #[derive(Debug)]
 pub struct Client {
     sender: Sender,
-    entries: mpsc::UnboundedReceiver<Entry>,
+    arrivals: mpsc::UnboundedReceiver<Arrival>,
     acked: watch::Sender<Seq>,
     state: watch::Receiver<State>,
     close: Option<oneshot::Sender<()>>,
@@ -290,12 +323,12 @@ impl Client {
             backoff: options.backoff,
         });
         let (sends, outgoing) = mpsc::channel(SEND_QUEUE);
-        let (tell_entries, entries) = mpsc::unbounded_channel();
+        let (tell_arrivals, arrivals) = mpsc::unbounded_channel();
         let (acked, acks) = watch::channel(Seq(0));
         let (tell_state, mut state) = watch::channel(State::Offline { error: None });
         let (close, closing) = oneshot::channel();
         let (patience, addr) = (options.patience, options.addr.clone());
-        let driver = Driver::new(session, options, tls, file, tell_entries, tell_state);
+        let driver = Driver::new(session, options, tls, file, tell_arrivals, tell_state);
         let task = tokio::spawn(driver.run(outgoing, acks, closing));
         let welcomed = match first_welcome(&mut state, patience, &addr).await {
             Ok(welcomed) => welcomed,
@@ -307,7 +340,7 @@ impl Client {
         let (sender, close) = (Sender { sends }, Some(close));
         Ok(Self {
             sender,
-            entries,
+            arrivals,
             acked,
             state,
             close,
@@ -350,14 +383,14 @@ impl Client {
         self.sender.send_queued(to, body).await
     }
 
-    /// The next entry of the inbox. Entries that are not acknowledged close the switch's window: so
-    /// many may wait here, and no more. Cancelling it loses nothing.
+    /// What comes next out of the inbox. What is not acknowledged closes the switch's window: so much
+    /// may wait here, and no more. Cancelling it loses nothing.
     ///
     /// # Errors
     /// The client is over, and everything that came was handed out.
-    pub async fn next(&mut self) -> Result<Entry, Ended> {
-        if let Some(entry) = self.entries.recv().await {
-            return Ok(entry);
+    pub async fn next(&mut self) -> Result<Arrival, Ended> {
+        if let Some(arrival) = self.arrivals.recv().await {
+            return Ok(arrival);
         }
         match &*self.state.borrow() {
             State::Ended(ended) => Err(ended.clone()),

@@ -13,8 +13,8 @@ use iris_proto::limits::{ALPN, FRAME_BYTES_MAX};
 use iris_proto::reject::{GoodbyeReason, RejectCode};
 use iris_proto::v2::{self, server_frame};
 use iris_proto::wire::{
-    ClientFrameRef, EntryRef, SendRef, decode_client, encode_accepted, encode_entry, encode_pong,
-    encode_server,
+    ClientFrameRef, EntryRef, SendRef, decode_client, encode_accepted, encode_entry, encode_gap,
+    encode_pong, encode_server,
 };
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -28,6 +28,7 @@ use super::*;
 struct Switch {
     streams: BTreeMap<(u64, String), u64>,
     stored: Vec<(String, Vec<u8>)>,
+    /// An empty body: its message is lost.
     inbox: Vec<Vec<u8>>,
     cursor: u64,
     /// Bytes (up, down) after which the next connections break, and then no more.
@@ -103,6 +104,16 @@ impl Switch {
     fn push(&self, link: &mut Link, out: &mut Vec<u8>) {
         while let Some(body) = self.inbox.get(usize::try_from(link.pushed).expect("small")) {
             link.pushed += 1;
+            if body.is_empty() {
+                let gap = v2::Gap {
+                    first: link.pushed,
+                    last: link.pushed,
+                    reason: GapReason::Lost.into(),
+                    fetch_tag: 0,
+                };
+                encode_gap(out, gap);
+                continue;
+            }
             let (from, from_device, id) = ("carol", "main", [1; 16]);
             let (seq, time_ms, fetch_tag) = (link.pushed, 0, 0);
             encode_entry(
@@ -258,7 +269,9 @@ async fn nothing_is_lost_doubled_or_reordered_when_connections_break() {
         }
     });
     for seq in 1..=60 {
-        let entry = client.next().await.expect("an entry");
+        let Ok(Arrival::Entry(entry)) = client.next().await else {
+            panic!("entry {seq} is due");
+        };
         assert_eq!((entry.seq, entry.body[0]), (Seq(seq), seq as u8 - 1));
         client.ack(entry.seq);
     }
@@ -302,7 +315,36 @@ async fn cursor_is_kept_from_run_to_run() {
     fixture.switch.lock().expect("whole").cursor = 0;
     fixture.switch.lock().expect("whole").said_goodbye = false;
     let mut client = Client::connect(options).await.expect("a client");
-    assert_eq!(client.next().await.expect("an entry").seq, Seq(4));
+    assert_eq!(client.next().await.expect("an entry").upto(), Seq(4));
+}
+
+/// R: B-6, D-2
+#[tokio::test]
+async fn lost_messages_are_told_once_and_the_cursor_goes_past_them() {
+    let fixture = Fixture::start(Switch {
+        inbox: vec![vec![1], vec![], vec![3]],
+        ..Default::default()
+    })
+    .await;
+    let state = tempfile::tempdir().expect("a directory");
+    let mut options = fixture.options();
+    options.state_dir = Some(state.path().to_owned());
+    let mut client = Client::connect(options.clone()).await.expect("a client");
+    assert!(matches!(client.next().await, Ok(Arrival::Entry(entry)) if entry.seq == Seq(1)));
+    let (first, last, reason) = (Seq(2), Seq(2), GapReason::Lost);
+    let gap = Arrival::Gap(Gap {
+        first,
+        last,
+        reason,
+    });
+    assert_eq!(client.next().await.expect("a gap"), gap);
+    client.ack(gap.upto());
+    assert!(client.close(PATIENCE).await);
+    assert_eq!(fixture.look(|switch| switch.cursor), 2);
+    fixture.switch.lock().expect("whole").cursor = 0;
+    fixture.switch.lock().expect("whole").said_goodbye = false;
+    let mut client = Client::connect(options).await.expect("a client");
+    assert!(matches!(client.next().await, Ok(Arrival::Entry(entry)) if entry.seq == Seq(3)));
 }
 
 #[tokio::test]

@@ -32,10 +32,13 @@ pub use settings::Complaint;
 pub use settings::{CORES_MAX, Cores, Source, describe};
 use settings::{SETTINGS, Setting, Value, find};
 
+use crate::shard::retention::Retention;
 use crate::auth::{Algorithm, Key, KeyError, Keyring, Rules};
 use crate::runtime::dev::{self, DevFiles};
 
 /// Bytes of a configuration file, at most. Over it: an error, nothing is parsed.
+const MS_PER_HOUR: u64 = 60 * 60 * 1_000;
+
 pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes of a key file, at most. Over it: an error.
 pub const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -53,6 +56,8 @@ pub struct Config {
     pub auth: Auth,
     /// `[limits]`
     pub limits: Limits,
+    /// `[storage]`.
+    pub storage: Storage,
     /// `[log]`
     pub log: Log,
     settled: Settled,
@@ -109,6 +114,19 @@ pub struct Limits {
     pub inbox_entries: u64,
     /// Connections that one core holds, handshakes included.
     pub connections_per_core: u64,
+}
+
+/// `[storage]`: what is kept, and how a log is kept short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// Bytes of a segment of a new data directory.
+    pub segment_bytes: u64,
+    /// Bytes that a log grows by between two checkpoints, at least.
+    pub checkpoint_bytes: u64,
+    /// Bytes a second that cleaning reads of old segments, beside twice what is written.
+    pub clean_bytes_per_s: u64,
+    /// How long acknowledged entries stay.
+    pub retention: Retention,
 }
 
 /// `[log]`: what the switch writes to standard error.
@@ -368,6 +386,16 @@ impl Config {
                 hello_timeout_ms: settled.number("limits.hello_timeout_ms")?,
                 inbox_entries: settled.number("limits.inbox_entries")?,
                 connections_per_core: settled.number("limits.connections_per_core")?,
+            },
+            storage: Storage {
+                segment_bytes: settled.number("storage.segment_bytes")?,
+                checkpoint_bytes: settled.number("storage.checkpoint_bytes")?,
+                clean_bytes_per_s: settled.number("storage.clean_bytes_per_s")?,
+                retention: Retention {
+                    entries: settled.number("storage.retention_entries")?,
+                    bytes: settled.number("storage.retention_bytes")?,
+                    age_ms: settled.number("storage.retention_hours")? * MS_PER_HOUR,
+                },
             },
             log: Log {
                 format: if json {

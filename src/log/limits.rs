@@ -29,6 +29,8 @@ pub const RECORD_PAYLOAD_BYTES_MAX: usize =
 pub const ITEM_HEADER_BYTES: usize = 8;
 /// Bytes of one item's payload. A length over it is a bad item, found before the CRC is computed.
 pub const ITEM_PAYLOAD_BYTES_MAX: usize = RECORD_PAYLOAD_BYTES_MAX - ITEM_HEADER_BYTES;
+/// Holes that a scan goes over. More: the scan fails, and a person must look. A guess.
+pub const HOLES_MAX: u32 = 4096;
 /// Zeroed segments kept ahead of each log. Fewer on a full disk: new sends are refused.
 pub const SPARES: usize = 2;
 /// Buffers kept for reuse by each log: one in flight, one filling, and END frames.

@@ -19,15 +19,22 @@
 //! means is the shard's business.
 
 mod builder;
+mod checkpoint;
 #[cfg(test)]
 mod crash_trials;
+#[cfg(test)]
+mod damage_trials;
 mod format;
+mod harvest;
 mod items;
 pub mod limits;
+mod part;
 pub mod recovery;
 mod writer;
 
 pub use builder::FrameBuilder;
+pub use checkpoint::{CheckpointError, CheckpointHeader, CheckpointReader, CheckpointWriter, Section};
+pub use harvest::{Harvest, harvest};
 pub use format::{
     FrameHeader, FrameKind, HeaderFault, HeadsError, NodeIdentity, Placement, RecordFault,
     RecordHeader, RecordKind, SegmentHeader, SegmentSize, heads, heads_encode, records,

@@ -5,28 +5,32 @@
 //! was durable when it was written. So the bytes behind x are searched, in 8-byte steps and through
 //! all later segments, for an intact frame header that belongs there:
 //! ```text
-//!  … │ good │ bad at x │ ? ? ? │ frame with synced_lsn > x │      x had been durable: damage
+//!  … │ good │ bad at x │ ? ? ? │ frame with synced_lsn > x │      x had been durable: a hole
 //!  … │ good │ bad at x │ ? ? ? │ only synced_lsn ≤ x …            torn tail: cut at x
 //! ```
 //! At or after the x of a torn tail nothing was ever promised. "Cut at the first bad CRC" without
 //! the question silently drops everything behind one flipped bit.
 //!
+//! A hole is told to the visitor, and the scan goes on behind it, at the next header that can be
+//! believed, to the true end. Inside a hole each record is judged alone: its header has a CRC that
+//! knows its place, its items have theirs. Who applies the records decides what the hole means:
+//! entry indexes are dense, so a shard whose next entry follows its last one lost nothing.
+//!
 //! A segment's header is written together with its first frame and is judged like a frame at the
-//! segment's first position. A frame that opens a segment carries the end of the END frame before
-//! it as `synced_lsn`, for END is synced before it is written.
+//! segment's first position. It is written after the END before it was synced, so a whole segment
+//! header proves all segments before it.
 //!
 //! This file decides; cutting (writing zeros, syncing) is the shell's.
 
 use super::format::{
     FrameHeader, FrameKind, HeaderFault, NodeIdentity, RecordFault, RecordHeader, SegmentHeader,
-    SegmentSize, records, u64_at,
+    SegmentSize, records,
 };
-use super::limits::{ALIGN, FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use super::limits::{ALIGN, FRAME_HEADER_BYTES, HOLES_MAX, SEGMENT_HEADER_BYTES};
+use super::part::{Part, ZEROS};
 
 /// Bytes of the blocks in which leftovers behind a torn tail are found and zeroed.
 pub const CUT_BLOCK_BYTES: usize = 4096;
-/// Comparing with it is the fastest way to know a block of zeros.
-static ZEROS: [u8; CUT_BLOCK_BYTES] = [0; CUT_BLOCK_BYTES];
 
 /// Where a scan begins, and whose log it expects.
 #[derive(Clone, Copy, Debug)]
@@ -35,10 +39,14 @@ pub struct Origin {
     pub size: SegmentSize,
     /// Whose log it is.
     pub identity: NodeIdentity,
-    /// Number of the first segment given to the scan.
-    pub index: u64,
+    /// Where the scan begins: a segment's first position, or that of a frame inside a segment. All
+    /// before it had been durable.
+    pub lsn: u64,
     /// Header CRC of the frame before it; 0 at the beginning of a log.
     pub prev_crc: u32,
+    /// All below is known to have been durable, from elsewhere (the superblock); 0: nothing is
+    /// known. A log that ends before it has a hole at its end.
+    pub durable: u64,
 }
 
 /// One record, as found.
@@ -67,7 +75,7 @@ pub enum Fault {
     Header,
     /// A whole header that belongs elsewhere: other salt or other position.
     Stale,
-    /// The body runs over the end of the segment.
+    /// The body runs over the end of the segment, or of its file.
     Length,
     /// The body's CRC does not fit.
     Body {
@@ -89,7 +97,7 @@ impl std::fmt::Display for Fault {
             Self::Zero => write!(f, "there are zeros in place of a frame"),
             Self::Header => write!(f, "the frame header's crc is wrong"),
             Self::Stale => write!(f, "the frame belongs to another place or use of the file"),
-            Self::Length => write!(f, "the frame runs over the end of the segment"),
+            Self::Length => write!(f, "the frame runs over the end of the segment or its file"),
             Self::Body { stored, computed } => {
                 write!(
                     f,
@@ -101,19 +109,44 @@ impl std::fmt::Display for Fault {
     }
 }
 
+/// What a scan shows, in the order of the log. A hole comes before the records in it and behind it.
+#[derive(Clone, Copy, Debug)]
+pub enum Seen<'a> {
+    /// A record as it was written: of a whole frame, or in a hole and proven by its own CRCs (an
+    /// ENTRY or RELOC all of whose `b` items are whole, a HEADS).
+    Record(Recovered<'a>),
+    /// A record in a hole: its header is as it was written, its payload is not, or cannot be proven.
+    Broken(Recovered<'a>),
+    /// Bytes that had been durable are not what they were.
+    Hole(Hole),
+}
+
+/// Damage: bytes that had been durable and cannot be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hole {
+    /// Position of the first frame, or segment header, that cannot be believed.
+    pub from: u64,
+    /// Position where the scan goes on. Equal to `from` when all bytes are whole, but what follows
+    /// does not continue what was before.
+    pub to: u64,
+    /// What is wrong at `from`.
+    pub fault: Fault,
+    /// Position of the later header that proves it, or what was known to be durable.
+    pub proof_lsn: u64,
+    /// How far the log had been durable, by that proof.
+    pub proof_synced_lsn: u64,
+    /// Records that were in the hole and of which nothing is seen, not counting a HEADS; None:
+    /// nobody knows how many.
+    pub records_missing: Option<u32>,
+}
+
 /// Why a log cannot be used as it is. Nothing may be cut or overwritten then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScanError {
-    /// Bytes that had been durable are not what they were.
-    Damaged {
-        /// Position of the first frame (or segment header) that cannot be believed.
+    /// Over [`HOLES_MAX`] holes: this is no rotten bit, but another file or a dying disk.
+    TooMuch {
+        /// Position of the hole that was one too many.
         at: u64,
-        /// What is wrong with it.
-        fault: Fault,
-        /// Position of the later frame that proves it.
-        proof_lsn: u64,
-        /// What that frame says to have been durable.
-        proof_synced_lsn: u64,
     },
     /// A whole segment header of another node, log, position or segment size.
     Foreign {
@@ -143,6 +176,9 @@ pub enum ScanError {
 pub struct Tail {
     /// Position behind the last frame; the next frame goes here. At a segment's first position: the
     /// next frame brings the segment's header along. Whatever lies behind must be zeroed.
+    ///
+    /// With holes: before anything is zeroed, the superblock must say that all up to here had been
+    /// durable, for the frame that proves the last hole may be among what is zeroed.
     pub end: u64,
     /// Header CRC of the last frame.
     pub prev_crc: u32,
@@ -152,62 +188,67 @@ pub struct Tail {
     pub last_kind: Option<FrameKind>,
     /// Highest `synced_lsn` of any frame. Damage behind it cannot be told from a torn tail.
     pub watermark: u64,
-    /// Frames found.
+    /// Whole frames found.
     pub frames: u64,
-    /// Records found.
+    /// Records found, those proven in holes included.
     pub records: u64,
+    /// Holes found.
+    pub holes: u32,
     /// What stands at `end`. Only zeros there are no sign of a crash.
     pub fault: Fault,
 }
 
-/// Walks a log from `origin` to its end; `visit` sees each record in order. Records seen before an
-/// error were good. `segments` are consecutive; a short or empty one counts as zeros past its end.
+/// Walks a log from `origin` to its end; `visit` sees all there is, in order.
+///
+/// `segments` are numbered, in rising order; those before the origin's are not looked at. One that
+/// is missing is a hole when a later one proves it. A short one counts as zeros past its end.
+///
+/// # Panics
+/// When the segments do not rise, or the origin is no place of a frame.
 pub fn scan<'a>(
     origin: &Origin,
-    segments: &[&'a [u8]],
-    visit: &mut dyn FnMut(Recovered<'a>),
+    segments: &[(u64, &'a [u8])],
+    visit: &mut dyn FnMut(Seen<'a>),
 ) -> Result<Tail, ScanError> {
-    let headers = headers(origin, segments)?;
-    let mut tail = Tail {
-        end: origin.size.first_lsn(origin.index),
-        prev_crc: origin.prev_crc,
-        salt: None,
-        last_kind: None,
-        watermark: 0,
-        frames: 0,
-        records: 0,
-        fault: Fault::SegmentUnused,
+    let offset = origin.size.offset_of(origin.lsn);
+    assert!(
+        offset == 0 || offset >= SEGMENT_HEADER_BYTES && offset.is_multiple_of(ALIGN),
+        "a scan begins with a segment or a frame"
+    );
+    let mut scan = Scan {
+        size: origin.size,
+        floor: origin.durable.max(origin.lsn),
+        parts: parts(origin, segments)?,
+        proof: None,
+        is_chained: true,
+        tail: Tail {
+            end: origin.lsn,
+            prev_crc: origin.prev_crc,
+            salt: None,
+            last_kind: None,
+            watermark: 0,
+            frames: 0,
+            records: 0,
+            holes: 0,
+            fault: Fault::SegmentUnused,
+        },
+        visit,
     };
-    for (number, bytes) in segments.iter().enumerate() {
-        let stopped = match headers[number] {
-            Err(fault) => Some(fault),
-            Ok(header) if header.prev_crc != tail.prev_crc => Some(Fault::SegmentChain),
-            Ok(header) => scan_segment(origin.size, bytes, &header, &mut tail, visit)?,
-        };
-        let Some(fault) = stopped else { continue };
-        tail.fault = fault;
-        return match proof(origin, segments, &headers, number, &tail) {
-            None => Ok(tail),
-            Some(proof) => Err(ScanError::Damaged {
-                at: tail.end,
-                fault,
-                proof_lsn: proof.lsn,
-                proof_synced_lsn: proof.synced_lsn,
-            }),
-        };
-    }
-    Ok(tail)
+    scan.run()?;
+    Ok(scan.tail)
 }
 
 /// All headers first: a foreign segment is refused wherever it stands.
-fn headers(
-    origin: &Origin,
-    segments: &[&[u8]],
-) -> Result<Vec<Result<SegmentHeader, Fault>>, ScanError> {
-    let mut headers = Vec::with_capacity(segments.len());
-    for (number, bytes) in segments.iter().enumerate() {
-        let at = origin.size.first_lsn(origin.index + number as u64);
-        headers.push(match SegmentHeader::decode(bytes) {
+fn parts<'a>(origin: &Origin, segments: &[(u64, &'a [u8])]) -> Result<Vec<Part<'a>>, ScanError> {
+    let rising = segments.windows(2).all(|pair| pair[0].0 < pair[1].0);
+    assert!(rising, "segments in rising order");
+    let mut parts = Vec::with_capacity(segments.len());
+    for &(index, bytes) in segments {
+        if index < origin.size.index_of(origin.lsn) {
+            continue;
+        }
+        let at = origin.size.first_lsn(index);
+        let header = match SegmentHeader::decode(bytes) {
             Ok(found) => {
                 let ours = found.identity == origin.identity
                     && found.first_lsn == at
@@ -220,148 +261,332 @@ fn headers(
             Err(HeaderFault::Zero) => Err(Fault::SegmentUnused),
             Err(HeaderFault::Invalid) => Err(Fault::SegmentHeader),
             Err(HeaderFault::Version(version)) => return Err(ScanError::Version { at, version }),
-        });
+        };
+        parts.push(Part::new(origin.size, index, bytes, header));
     }
-    Ok(headers)
+    Ok(parts)
 }
 
-/// Takes the good frames of one segment into `tail`. None: the segment is complete, its END found.
-fn scan_segment<'a>(
+/// What says that a position had been durable.
+#[derive(Clone, Copy)]
+struct Proof {
+    lsn: u64,
+    synced_lsn: u64,
+}
+
+/// Why the scan stopped at a position; the frame, when its header is whole and its body is not.
+type Stop = (Fault, Option<FrameHeader>);
+
+struct Scan<'a, 'v> {
     size: SegmentSize,
-    bytes: &'a [u8],
-    header: &SegmentHeader,
-    tail: &mut Tail,
-    visit: &mut dyn FnMut(Recovered<'a>),
-) -> Result<Option<Fault>, ScanError> {
-    let bytes = &bytes[..bytes.len().min(size.bytes() as usize)];
-    tail.salt = Some(header.salt);
-    tail.end = header.first_lsn + SEGMENT_HEADER_BYTES as u64;
-    loop {
-        let offset = (tail.end - header.first_lsn) as usize;
-        let (frame, body) = match frame_at(bytes, offset, tail, header.salt) {
-            Ok(found) => found,
-            Err(fault) => return Ok(Some(fault)),
+    /// All below is known to have been durable.
+    floor: u64,
+    parts: Vec<Part<'a>>,
+    /// The last proof found; it may serve for the next hole too.
+    proof: Option<Proof>,
+    /// The next frame must continue `tail.prev_crc`. Not behind a hole.
+    is_chained: bool,
+    /// `tail.end` is where the scan is.
+    tail: Tail,
+    visit: &'v mut dyn FnMut(Seen<'a>),
+}
+
+impl<'a> Scan<'a, '_> {
+    /// Every turn passes a segment's END or a hole, or ends at the tail.
+    fn run(&mut self) -> Result<(), ScanError> {
+        loop {
+            let number = self.number_of(self.tail.end);
+            let (fault, frame) = match number {
+                Some(number) => match self.walk(number)? {
+                    Some(stop) => stop,
+                    None => continue,
+                },
+                None => (Fault::SegmentUnused, None),
+            };
+            let Some(proof) = self.proven(self.tail.end) else {
+                self.tail.fault = fault;
+                return Ok(());
+            };
+            self.pass(fault, frame, proof)?;
+        }
+    }
+
+    /// Which of the parts is the segment of a position.
+    fn number_of(&self, position: u64) -> Option<usize> {
+        let index = self.size.index_of(position);
+        let found = self.parts.binary_search_by_key(&index, |part| part.index);
+        found.ok()
+    }
+
+    /// Takes the good frames of a segment into the tail. None: its END was found.
+    fn walk(&mut self, number: usize) -> Result<Option<Stop>, ScanError> {
+        if self.size.offset_of(self.tail.end) == 0 {
+            let header = match self.parts[number].header {
+                Ok(header) => header,
+                Err(fault) => return Ok(Some((fault, None))),
+            };
+            if self.is_chained && header.prev_crc != self.tail.prev_crc {
+                return Ok(Some((Fault::SegmentChain, None)));
+            }
+            self.tail.prev_crc = header.prev_crc;
+            self.is_chained = true;
+            self.tail.end += SEGMENT_HEADER_BYTES as u64;
+        }
+        let Some(salt) = self.parts[number].salt() else {
+            let fault = self.parts[number].header.err();
+            return Ok(Some((fault.unwrap_or(Fault::SegmentHeader), None)));
         };
-        let at = tail.end;
+        self.tail.salt = Some(salt);
+        loop {
+            let (frame, body) = match self.frame_at(number, salt) {
+                Ok(found) => found,
+                Err(stop) => return Ok(Some(stop)),
+            };
+            self.take(&frame, body)?;
+            self.behind(&frame);
+            if frame.kind() == Some(FrameKind::End) {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The frame at the tail, if everything about it is right.
+    fn frame_at(&self, number: usize, salt: u64) -> Result<(FrameHeader, &'a [u8]), Stop> {
+        let bytes = self.parts[number].bytes;
+        let rest = bytes
+            .get(self.size.offset_of(self.tail.end)..)
+            .unwrap_or_default();
+        let Some(frame) = FrameHeader::decode(rest) else {
+            let header = &rest[..rest.len().min(FRAME_HEADER_BYTES)];
+            let zero = header.iter().all(|byte| *byte == 0);
+            return Err((if zero { Fault::Zero } else { Fault::Header }, None));
+        };
+        if frame.salt != salt || frame.lsn != self.tail.end || frame.synced_lsn > frame.lsn {
+            return Err((Fault::Stale, None));
+        }
+        let Some(body) = rest.get(FRAME_HEADER_BYTES..frame.frame_len()) else {
+            let fits = frame.lsn + frame.frame_len() as u64 <= self.parts[number].end_lsn();
+            return Err((Fault::Length, fits.then_some(frame))); // fits: the file is short
+        };
+        let (stored, computed) = (frame.body_crc, crc32fast::hash(body));
+        if computed != stored {
+            return Err((Fault::Body { stored, computed }, Some(frame)));
+        }
+        if self.is_chained && frame.prev_crc != self.tail.prev_crc {
+            return Err((Fault::Chain, None));
+        }
+        Ok((frame, body))
+    }
+
+    /// Shows the records of a whole frame.
+    fn take(&mut self, frame: &FrameHeader, body: &'a [u8]) -> Result<(), ScanError> {
+        let at = frame.lsn;
         let malformed = |fault| ScanError::Malformed { at, fault };
         let kind = frame.kind().ok_or(malformed(None))?;
         if kind != FrameKind::Checkpoint {
             let body_lsn = at + FRAME_HEADER_BYTES as u64;
-            records(&frame, body, |record, start, payload| {
+            records(frame, body, |record, start, payload| {
                 let lsn_of_payload = body_lsn + start as u64;
-                visit(Recovered {
+                (self.visit)(Seen::Record(Recovered {
                     lsn_of_payload,
                     record,
                     payload,
-                });
+                }));
             })
             .map_err(|fault| malformed(Some(fault)))?;
-            tail.records += u64::from(frame.records);
+            self.tail.records += u64::from(frame.records);
         }
-        tail.end += frame.frame_len() as u64;
-        tail.prev_crc = frame.hdr_crc;
-        tail.last_kind = Some(kind);
-        tail.watermark = tail.watermark.max(frame.synced_lsn);
-        tail.frames += 1;
-        if kind == FrameKind::End {
-            tail.end = header.first_lsn + size.bytes();
-            tail.salt = None;
-            return Ok(None);
-        }
+        self.tail.frames += 1;
+        Ok(())
     }
-}
 
-/// The frame at `tail.end`, if everything about it is right.
-fn frame_at<'a>(
-    bytes: &'a [u8],
-    offset: usize,
-    tail: &Tail,
-    salt: u64,
-) -> Result<(FrameHeader, &'a [u8]), Fault> {
-    let rest = bytes.get(offset..).unwrap_or_default();
-    let Some(frame) = FrameHeader::decode(rest) else {
-        let header = &rest[..rest.len().min(FRAME_HEADER_BYTES)];
-        let zero = header.iter().all(|byte| *byte == 0);
-        return Err(if zero { Fault::Zero } else { Fault::Header });
-    };
-    if frame.salt != salt || frame.lsn != tail.end || frame.synced_lsn > frame.lsn {
-        return Err(Fault::Stale);
+    /// Goes behind a frame whose header is whole.
+    fn behind(&mut self, frame: &FrameHeader) {
+        self.tail.end = frame.lsn + frame.frame_len() as u64;
+        self.tail.prev_crc = frame.hdr_crc;
+        self.is_chained = true;
+        self.tail.last_kind = frame.kind();
+        self.tail.watermark = self.tail.watermark.max(frame.synced_lsn);
+        if frame.kind() == Some(FrameKind::End) {
+            self.tail.end = self.size.first_lsn(self.size.index_of(frame.lsn) + 1);
+            self.tail.salt = None;
+        }
     }
-    let body = rest
-        .get(FRAME_HEADER_BYTES..frame.frame_len())
-        .ok_or(Fault::Length)?;
-    let computed = crc32fast::hash(body);
-    if computed != frame.body_crc {
-        return Err(Fault::Body {
-            stored: frame.body_crc,
-            computed,
-        });
-    }
-    if frame.prev_crc != tail.prev_crc {
-        return Err(Fault::Chain);
-    }
-    Ok((frame, body))
-}
 
-/// A later frame that says that `tail.end` had been durable, if there is one.
-fn proof(
-    origin: &Origin,
-    segments: &[&[u8]],
-    headers: &[Result<SegmentHeader, Fault>],
-    stopped: usize,
-    tail: &Tail,
-) -> Option<FrameHeader> {
-    for number in stopped..segments.len() {
-        let first_lsn = origin.size.first_lsn(origin.index + number as u64);
-        // A frame repeats the salt of its segment. Without the header any salt will do: the
-        // position alone tells a frame that belongs here.
-        let salt = headers[number].ok().map(|header| header.salt);
-        let mut from = SEGMENT_HEADER_BYTES;
-        if tail.end >= first_lsn + from as u64 {
-            // The bad frame says nothing about itself: its synced_lsn is not above its lsn.
-            from = (tail.end - first_lsn) as usize + ALIGN;
+    /// What proves that `doubted` had been durable, if anything does.
+    fn proven(&mut self, doubted: u64) -> Option<Proof> {
+        // Where a scan begins inside a segment, the segment's header had been durable.
+        let headless = self.size.offset_of(doubted) != 0 && self.tail.salt.is_none();
+        if doubted < self.floor || headless && doubted == self.floor {
+            return Some(Proof {
+                lsn: self.floor,
+                synced_lsn: self.floor,
+            });
         }
-        let found = search(segments[number], from, first_lsn, salt, tail.end);
-        if found.is_some() {
-            return found;
+        let serves = |proof: &Proof| proof.lsn > doubted && proof.synced_lsn > doubted;
+        if !self.proof.as_ref().is_some_and(serves) {
+            self.proof = self.search_proof(doubted);
         }
+        self.proof
     }
-    None
-}
 
-fn search(
-    bytes: &[u8],
-    from: usize,
-    first_lsn: u64,
-    salt: Option<u64>,
-    doubted: u64,
-) -> Option<FrameHeader> {
-    const LSN_AT: usize = 16;
-    let mut at = from;
-    while at + FRAME_HEADER_BYTES <= bytes.len() {
-        // No frame has lsn 0, so zeros are skipped by the block.
-        let skipped = bytes.get(at + LSN_AT..at + LSN_AT + ZEROS.len());
-        if at.is_multiple_of(ZEROS.len()) && skipped == Some(&ZEROS[..]) {
-            at += ZEROS.len();
-            continue;
-        }
-        // One comparison rejects nearly every place before a CRC is computed.
-        if u64_at(bytes, at + LSN_AT) == first_lsn + at as u64
-            && let Some(frame) = FrameHeader::decode(&bytes[at..])
-            && salt.is_none_or(|salt| salt == frame.salt)
-        {
-            if frame.synced_lsn > doubted {
-                return Some(frame);
+    fn search_proof(&self, doubted: u64) -> Option<Proof> {
+        let index = self.size.index_of(doubted);
+        for part in self.parts.iter().filter(|part| part.index >= index) {
+            let first_lsn = self.size.first_lsn(part.index);
+            if part.index > index && part.header.is_ok() {
+                return Some(Proof {
+                    lsn: first_lsn,
+                    synced_lsn: first_lsn,
+                });
             }
-            let body = bytes.get(at + FRAME_HEADER_BYTES..at + frame.frame_len());
-            if body.is_some_and(|body| crc32fast::hash(body) == frame.body_crc) {
-                at += frame.frame_len();
-                continue;
+            let mut from = SEGMENT_HEADER_BYTES;
+            if doubted >= first_lsn + from as u64 {
+                // The bad frame says nothing about itself: its synced_lsn is not above its lsn.
+                from = (doubted - first_lsn) as usize + ALIGN;
+            }
+            let salt = part.salt();
+            let found = part.find(from, salt, |frame| frame.synced_lsn > doubted);
+            if let Some(frame) = found {
+                return Some(Proof {
+                    lsn: frame.lsn,
+                    synced_lsn: frame.synced_lsn,
+                });
             }
         }
-        at += ALIGN;
+        None
     }
-    None
+
+    /// Tells the hole at the tail, shows what is left in it, and goes behind it.
+    fn pass(
+        &mut self,
+        fault: Fault,
+        frame: Option<FrameHeader>,
+        proof: Proof,
+    ) -> Result<(), ScanError> {
+        let from = self.tail.end;
+        self.tail.holes += 1;
+        if self.tail.holes > HOLES_MAX {
+            return Err(ScanError::TooMuch { at: from });
+        }
+        let mut hole = Hole {
+            from,
+            to: from,
+            fault,
+            proof_lsn: proof.lsn,
+            proof_synced_lsn: proof.synced_lsn,
+            records_missing: None,
+        };
+        if let Some(frame) = frame {
+            hole.to = from + frame.frame_len() as u64;
+            hole.records_missing = Some(self.missing_in(&frame));
+            (self.visit)(Seen::Hole(hole));
+            self.show_survivors(from + FRAME_HEADER_BYTES as u64, hole.to);
+            self.behind(&frame);
+            self.is_chained = false; // an earlier recovery may have seen less of this frame
+            return Ok(());
+        }
+        let mut header_only = false;
+        if !matches!(fault, Fault::Chain | Fault::SegmentChain) {
+            hole.to = self.next_believable(from);
+            let behind_header = from + SEGMENT_HEADER_BYTES as u64;
+            header_only = self.size.offset_of(from) == 0 && hole.to == behind_header;
+            hole.records_missing = header_only.then_some(0);
+        }
+        (self.visit)(Seen::Hole(hole));
+        self.show_survivors(from, hole.to);
+        self.tail.end = hole.to;
+        self.is_chained &= header_only; // then the first frame repeats what END had
+        let inside = self.size.offset_of(hole.to) != 0;
+        let part = self.number_of(hole.to).filter(|_| inside);
+        self.tail.salt = part.and_then(|number| self.parts[number].salt());
+        Ok(())
+    }
+
+    /// Records of a frame with a bad body of which not even the header is left.
+    fn missing_in(&self, frame: &FrameHeader) -> u32 {
+        if matches!(frame.kind(), Some(FrameKind::Seal | FrameKind::End)) {
+            return 0; // only a HEADS
+        }
+        let mut seen: u32 = 0;
+        let from = frame.lsn + FRAME_HEADER_BYTES as u64;
+        let to = frame.lsn + frame.frame_len() as u64;
+        survivors(&self.parts, self.size, from, to, &mut |_, _| seen += 1);
+        u32::from(frame.records).saturating_sub(seen)
+    }
+
+    fn show_survivors(&mut self, from: u64, to: u64) {
+        let mut proven = 0;
+        let visit = &mut *self.visit;
+        survivors(
+            &self.parts,
+            self.size,
+            from,
+            to,
+            &mut |record, is_proven| {
+                proven += u64::from(is_proven);
+                visit(match is_proven {
+                    true => Seen::Record(record),
+                    false => Seen::Broken(record),
+                });
+            },
+        );
+        self.tail.records += proven;
+    }
+
+    /// The next position behind `from` where the log can be read again: a frame whose header is
+    /// whole, a segment that has a header or such a frame, or else the end of what is known to have
+    /// been durable.
+    fn next_believable(&self, from: u64) -> u64 {
+        let index = self.size.index_of(from);
+        for part in self.parts.iter().filter(|part| part.index >= index) {
+            let first_lsn = self.size.first_lsn(part.index);
+            if part.index > index && part.header.is_ok() {
+                return first_lsn;
+            }
+            let Some(salt) = part.salt() else { continue };
+            let is_here = part.index == index;
+            let offset = match is_here {
+                true => SEGMENT_HEADER_BYTES.max(self.size.offset_of(from) + ALIGN),
+                false => SEGMENT_HEADER_BYTES,
+            };
+            match part.find(offset, Some(salt), |_| true) {
+                Some(frame) if is_here => return frame.lsn,
+                Some(_) => return first_lsn, // its header is the next question
+                None => {}
+            }
+        }
+        let inside = self.size.offset_of(self.floor) >= SEGMENT_HEADER_BYTES;
+        let part = self.number_of(self.floor).filter(|_| inside);
+        let is_usable = part.is_some_and(|number| self.parts[number].salt().is_some());
+        match is_usable || self.size.offset_of(self.floor) == 0 {
+            true => self.floor,
+            false => self.size.first_lsn(self.size.index_of(self.floor) + 1),
+        }
+    }
+}
+
+/// Shows the records between two positions: those in the segment of `from`, and in that of `to`.
+/// A segment between them has nothing that could be believed.
+fn survivors<'a>(
+    parts: &[Part<'a>],
+    size: SegmentSize,
+    from: u64,
+    to: u64,
+    show: &mut dyn FnMut(Recovered<'a>, bool),
+) {
+    let (first, last) = (size.index_of(from), size.index_of(to));
+    for part in parts {
+        let start = match part.index == first {
+            true => size.offset_of(from),
+            false => 0,
+        };
+        if part.index == last {
+            part.survivors(start..size.offset_of(to), show);
+        } else if part.index == first {
+            part.survivors(start..size.bytes() as usize, show);
+        }
+    }
 }
 
 /// Visits what a cut at offset `from` must zero: ranges `(offset, len)` within blocks of

@@ -15,6 +15,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::builder::FrameBuilder;
 use super::format::{
     FrameKind, NodeIdentity, Placement, RecordHeader, SegmentHeader, SegmentSize, heads_encode,
@@ -61,7 +63,8 @@ pub enum PlaceError {
 }
 
 /// How a log stands with its disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Space {
     /// Spares are there or being made.
     Enough,

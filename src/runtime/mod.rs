@@ -3,17 +3,20 @@
 //! ```text
 //!   start:  data directory ─▶ one thread per core: recover its logs, set up its rings ─▶ all ready
 //!           ─▶ mesh them ─▶ listen
+//!           ─▶ admin socket, on a thread of its own
 //!   stop:   signal ─▶ every core drains ─▶ threads end ─▶ exit 0
 //! ```
 //!
 //! Every core starts by itself and nothing serves before all have recovered, so a damaged log or a
 //! missing limit is an error at start and never a surprise later.
 
+pub mod admin;
 pub mod clock;
 pub mod dev;
 pub mod mesh;
 pub mod preflight;
 pub mod reactor;
+pub mod report;
 mod serve;
 mod start;
 pub mod storage;

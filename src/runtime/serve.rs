@@ -9,9 +9,10 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 
 use super::preflight::{self, PreflightError};
-use super::start::{NodeError, Options, start};
+use super::start::{NodeError, Options, Upkeep, start};
 use super::storage::{DataDirError, Format, SHARDS_DEFAULT};
 use super::tls::{TlsConfigError, server_config};
+use crate::shard::ShardConfig;
 use crate::config::{Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
 
 /// The switch listens: what its starter wants to know.
@@ -56,8 +57,11 @@ pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|source| ServeError::Signals { source })?;
     let prepared = preflight::run(&config)?;
-    let running = start(options(&config, prepared.cores)?)?;
+    let mut running = start(options(&config, prepared.cores)?)?;
     running.publish_address()?;
+    if let Err(error) = running.open_admin() {
+        tracing::warn!(%error, "no admin socket: the switch serves, but cannot be asked how it is");
+    }
     tracing::info!(address = %running.address(), "ready");
     ready(Ready {
         addr: running.address(),
@@ -104,12 +108,21 @@ pub fn options(config: &Config, processors: Vec<usize>) -> Result<Options, Serve
         data: config.server.data.clone(),
         format: Format {
             logs,
+            segment_bytes: config.storage.segment_bytes,
             ..Format::default()
         },
         tls: server_config(&certificate, &key)?,
         keyring: Arc::new(config.keyring()?),
         hello_timeout: Duration::from_millis(config.limits.hello_timeout_ms),
-        inbox_entries_max: config.limits.inbox_entries,
+        shard: ShardConfig {
+            inbox_entries_max: config.limits.inbox_entries,
+            retention: config.storage.retention,
+            ..ShardConfig::default()
+        },
+        upkeep: Upkeep {
+            checkpoint_bytes: config.storage.checkpoint_bytes,
+            clean_bytes_per_s: config.storage.clean_bytes_per_s,
+        },
         connections_per_core_max: usize::try_from(config.limits.connections_per_core)
             .unwrap_or(usize::MAX),
         hooks: super::Hooks::default(),

@@ -10,19 +10,23 @@ use glommio::{LocalExecutorBuilder, Placement as Pin};
 use rustls::ServerConfig;
 use thiserror::Error;
 
+use super::admin::{Admin, AdminError, Line};
 use super::mesh::{Mesh, Parcel, Peer};
 use super::reactor::{Control, Core, CoreParts, Hooks};
-use super::storage::{DataDir, DataDirError, Format, Log, LogError};
+use super::storage::{DataDir, DataDirError, Files, Format, LogError, open_log};
 use super::stream::{Doorbell, Sockets, SocketsConfig, StartError};
 use crate::auth::Keyring;
-use crate::log::RecordKind;
-use crate::log::recovery::Recovered;
-use crate::placement::{CoreId, HashKey, LogId, Placement, ShardId};
+use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::ring::{Consumer, Producer, Sleeper, link};
-use crate::shard::{ApplyError, Entry, Shard};
+use crate::shard::ShardConfig;
+use crate::store::recover::shards_of_log;
+use crate::store::{Setup, Store};
 
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
+/// Orders that wait for a core: one to drain, one to report, and room. Who asks for reports has at most
+/// one waiting with each core, so that an order to drain always finds a place.
+const ORDERS_MAX: usize = 4;
 /// Memory that glommio pins for its own I/O on each core. The switch's own rings do the work.
 const EXECUTOR_IO_MEMORY: usize = 1 << 20;
 
@@ -43,12 +47,32 @@ pub struct Options {
     pub keyring: Arc<Keyring>,
     /// How long a stranger may take to say a valid Hello.
     pub hello_timeout: Duration,
-    /// Unacknowledged entries of one inbox.
-    pub inbox_entries_max: u64,
+    /// What is configured of each shard.
+    pub shard: ShardConfig,
+    /// When checkpoints are written and how fast old segments are cleaned.
+    pub upkeep: Upkeep,
     /// Connections of one core; more are closed as they come.
     pub connections_per_core_max: usize,
     /// For tests.
     pub hooks: Hooks,
+}
+
+/// How a log is kept short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Bytes of the log between two checkpoints, at least.
+    pub checkpoint_bytes: u64,
+    /// Bytes a second that cleaning reads of old segments, beside twice what is appended.
+    pub clean_bytes_per_s: u64,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self {
+            checkpoint_bytes: 256 * 1024 * 1024,
+            clean_bytes_per_s: 4 * 1024 * 1024,
+        }
+    }
 }
 
 /// Why a node did not start.
@@ -60,9 +84,6 @@ pub enum NodeError {
     /// A log cannot be read.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// A log's content cannot be applied.
-    #[error(transparent)]
-    Apply(#[from] ApplyError),
     /// A core's rings cannot be set up.
     #[error(transparent)]
     Rings(#[from] StartError),
@@ -93,6 +114,8 @@ pub struct Running {
     address: SocketAddr,
     control: Vec<(Sender<Control>, Doorbell)>,
     threads: Vec<glommio::ExecutorJoinHandle<Vec<(LogId, u64)>>>,
+    /// Gone before `data`, whose lock says that the socket's file is ours.
+    admin: Option<Admin>,
     /// Keeps the lock for as long as the cores run.
     data: Arc<DataDir>,
 }
@@ -109,12 +132,24 @@ impl Running {
         self.data.publish_address(&self.address.to_string())
     }
 
+    /// Opens the admin socket in the data directory, until the node has ended.
+    pub fn open_admin(&mut self) -> Result<(), AdminError> {
+        let lines = self.control.iter().map(|(control, doorbell)| {
+            let doorbell = doorbell.clone();
+            Line::new(control.clone(), move || doorbell.ring())
+        });
+        let lines = lines.collect();
+        self.admin = Some(Admin::open(self.data.path(), self.address, lines)?);
+        Ok(())
+    }
+
     /// Tells every core to say goodbye, finish and end, within `patience`; returns at once.
     pub fn drain(&self, patience: Duration) {
         #[expect(clippy::disallowed_methods, reason = "a deadline begins here")]
         let deadline = Instant::now() + patience;
         for (control, doorbell) in &self.control {
-            // A core that has ended already needs no order; a full channel holds one already.
+            // A core that has ended already needs no order. There is room: reports wait for at most
+            // one place (`ORDERS_MAX`), so a full channel holds this order already.
             let _ = control.try_send(Control::Drain { deadline });
             doorbell.ring();
         }
@@ -134,6 +169,7 @@ impl Running {
                 Err(error) => tracing::error!(%error, "a core ended in an error"),
             }
         }
+        drop(self.admin);
         self.data.record_durable(&ends)
     }
 }
@@ -162,7 +198,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     for (index, &processor) in options.processors.iter().enumerate() {
         let (prepared, is_prepared) = bounded(1);
         let (go, may_go) = bounded(1);
-        let (control, orders) = bounded(4);
+        let (control, orders) = bounded(ORDERS_MAX);
         let seed = Seed {
             #[expect(clippy::cast_possible_truncation, reason = "counted as u16 above")]
             id: CoreId(index as u16),
@@ -197,6 +233,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
         address,
         control: Vec::new(),
         threads: Vec::new(),
+        admin: None,
         data,
     };
     for ((((thread, _, go, control), mesh), listener), doorbell) in starting
@@ -289,11 +326,11 @@ struct Seed {
 impl Seed {
     /// The life of one core.
     async fn run(self, prepared: Sender<Prepared>, may_go: Receiver<Go>) -> Vec<(LogId, u64)> {
-        let ready = self.recover().and_then(|durable| {
+        let ready = self.recover().and_then(|logs| {
             let sockets = Sockets::new(SocketsConfig::default())?;
-            Ok((durable, sockets))
+            Ok((logs, sockets))
         });
-        let (durable, sockets) = match ready {
+        let (mut logs, sockets) = match ready {
             Ok(ready) => ready,
             Err(error) => {
                 let _ = prepared.send(Err(error)); // the starter waits for exactly this
@@ -306,10 +343,9 @@ impl Seed {
         let Ok(Go { mesh, listener }) = may_go.recv() else {
             return Vec::new();
         };
-        let (mut logs, shards) = durable;
-        for (_, log) in &mut logs {
+        for (_, _, files) in &mut logs {
             let doorbell = sockets.doorbell();
-            log.on_space_change(move || doorbell.ring());
+            files.on_done(move || doorbell.ring());
         }
         let parts = CoreParts {
             id: self.id,
@@ -320,7 +356,6 @@ impl Seed {
             hello_timeout: self.options.hello_timeout,
             connections_max: self.options.connections_per_core_max,
             logs,
-            shards,
             mesh,
             sleeper: self.sleeper,
             control: self.orders,
@@ -331,59 +366,29 @@ impl Seed {
         core.run().await
     }
 
-    /// Replays this core's logs into its shards.
-    fn recover(&self) -> Result<Durable, NodeError> {
+    /// Opens this core's logs.
+    fn recover(&self) -> Result<Vec<(LogId, Store, Files)>, NodeError> {
         let placement = self.placement;
-        let mut shards: Vec<Option<Box<Shard>>> = (0..placement.shards())
-            .map(|shard| {
-                let id = ShardId(shard);
-                let mine = placement.core_of(id) == self.id;
-                mine.then(|| {
-                    let key = HashKey(self.data.super_block().hash_key);
-                    Box::new(Shard::new(id, key, self.options.inbox_entries_max))
-                })
-            })
-            .collect();
+        let super_block = self.data.super_block();
         let mut logs = Vec::new();
         for log in (0..placement.logs()).map(LogId) {
             if placement.core_of_log(log) != self.id {
                 continue;
             }
-            let mut failed = None;
-            let recovered = Log::recover(&self.data, u32::from(log.0), &mut |recovered| {
-                if failed.is_none() {
-                    failed = replay(&mut shards, &recovered).err();
-                }
-            })?;
-            if let Some(error) = failed {
-                return Err(error.into());
-            }
-            logs.push((log, recovered));
+            let setup = Setup {
+                identity: self.data.identity(u32::from(log.0)),
+                incarnation: super_block.incarnation,
+                size: super_block.segment_size,
+                key: HashKey(super_block.hash_key),
+                shards_total: placement.shards(),
+                shards: shards_of_log(log.0, placement.logs(), placement.shards()),
+                shard: self.options.shard,
+                checkpoint_bytes: self.options.upkeep.checkpoint_bytes,
+                clean_bytes_per_s: self.options.upkeep.clean_bytes_per_s,
+            };
+            let (store, files) = open_log(&self.data, u32::from(log.0), setup)?;
+            logs.push((log, store, files));
         }
-        Ok((logs, shards))
+        Ok(logs)
     }
-}
-
-type Durable = (Vec<(LogId, Log)>, Vec<Option<Box<Shard>>>);
-
-fn replay(shards: &mut [Option<Box<Shard>>], recovered: &Recovered<'_>) -> Result<(), ApplyError> {
-    let record = &recovered.record;
-    if record.kind != RecordKind::Entry {
-        return Ok(());
-    }
-    let shard = shards
-        .get_mut(usize::from(record.shard))
-        .and_then(Option::as_mut);
-    let Some(shard) = shard else {
-        unreachable!("a log holds only the shards that are dealt to it");
-    };
-    let entry = Entry {
-        index: record.index,
-        term: u64::from(record.term),
-        time_ms: record.a,
-        payload: recovered.payload,
-        position: recovered.lsn_of_payload,
-    };
-    let mut effects = Vec::new();
-    shard.apply(&entry, &[], &mut effects)
 }

@@ -8,6 +8,7 @@
 //! There is no queue of a client's own that could overflow: a session *pulls* the next entry whenever
 //! its window is open and its socket takes bytes. Live push and catching up after a month are the
 //! same code. Everything a session needs to know about a slow client is these few numbers (R: B-7).
+//! Entries that do not exist any more go as one Gap, which stands for all of them (R: D-2).
 //!
 //! Does not know sockets, shards or clocks.
 
@@ -222,10 +223,35 @@ impl Session {
             (Next::Fetched(..), None) => unreachable!("an answer to no fetch"),
         }
     }
+
+    /// The entries from the one that `next` named up to `last` do not exist any more: one Gap is on its
+    /// way to the client in their place. `last` is at most the inbox's head. In a window the gap counts
+    /// as one entry; of a Fetch it answers as many as it names.
+    pub fn skipped(&mut self, next: Next, last: Seq) {
+        match (next, &mut self.fetch) {
+            (Next::Push(first), _) => self.window.skip(first, last),
+            (Next::Fetched(first, tag), Some(fetch)) => {
+                assert_eq!(
+                    (first.0, tag),
+                    (fetch.last.0 + 1, fetch.tag),
+                    "a gap answers out of order"
+                );
+                assert!(first <= last, "a gap ends before it begins");
+                let gone = u32::try_from(last.0 - fetch.last.0).unwrap_or(u32::MAX);
+                fetch.last = last;
+                fetch.left = fetch.left.saturating_sub(gone);
+            }
+            (Next::Fetched(..), None) => unreachable!("a gap in the answer to no fetch"),
+            (Next::FetchEnd { .. }, _) => unreachable!("a gap after the end of an answer"),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use iris_proto::limits::WINDOW_ENTRIES_MAX;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn session(send_only: bool) -> Session {
@@ -328,6 +354,94 @@ mod tests {
             more: false,
         };
         assert_eq!(drain(&mut session, Seq(10)), [end]);
+    }
+
+    /// R: D-2
+    #[test]
+    fn a_gap_goes_in_the_place_of_its_entries_and_is_acknowledged_like_them() {
+        let mut session = session(false);
+        let next = session.next(Seq(99)).unwrap();
+        session.skipped(next, Seq(14));
+        assert_eq!(session.next(Seq(99)), Some(Next::Push(Seq(15))));
+        assert_eq!(session.acknowledge(Seq(12)), Some(Seq(12)));
+        assert_eq!(session.acknowledge(Seq(99)), Some(Seq(14)));
+    }
+
+    /// R: D-2
+    #[test]
+    fn a_gap_in_a_fetch_counts_as_many_entries_as_it_names_and_may_go_beyond_the_limit() {
+        let mut session = session(false);
+        session.fetch(9, Seq(3), 4, Seq(1)).unwrap();
+        session.skipped(Next::Fetched(Seq(4), 9), Seq(6));
+        assert_eq!(session.next(Seq(20)), Some(Next::Fetched(Seq(7), 9)));
+        session.skipped(Next::Fetched(Seq(7), 9), Seq(10));
+        let end = Next::FetchEnd {
+            tag: 9,
+            last: Seq(10),
+            more: true,
+        };
+        assert_eq!(session.next(Seq(20)), Some(end));
+    }
+
+    proptest! {
+        /// R: B-6, B-7, D-2
+        #[test]
+        fn every_position_goes_once_to_push_and_fetch_alike_whatever_is_gone(
+            gone in prop::collection::vec(0u64..400, 1..40),
+            acks in prop::collection::vec(0u64..3_000, 0..40),
+            (after, limit) in (0u64..500, 0u32..1_200),
+        ) {
+            // Runs of entries that are gone and that are there, in turn.
+            let runs = gone.iter().scan(10, |at, len| { *at += len; Some(*at) });
+            let ends: Vec<u64> = runs.collect();
+            let head = Seq(*ends.last().unwrap());
+            let is_gone = |seq: u64| ends.iter().take_while(|end| **end < seq).count() % 2 == 0;
+            let wanted = if limit == 0 { 1_000 } else { u64::from(limit.min(1_000)) };
+            let mut session = session(false);
+            session.fetch(9, Seq(after), limit, Seq(1)).unwrap();
+            let (mut pushed, mut fetched, mut under_way) = (10, after, Vec::new());
+            let mut acks = acks.into_iter().chain(std::iter::repeat(u64::MAX));
+            loop {
+                let Some(next) = session.next(head) else {
+                    let before = session.acknowledged();
+                    if before == head { break; }
+                    let ack = acks.next().unwrap().max(before.0 + 1);
+                    session.acknowledge(Seq(ack));
+                    under_way.retain(|upto| *upto > session.acknowledged().0);
+                    continue;
+                };
+                let (seq, at) = match next {
+                    Next::Push(seq) => (seq, &mut pushed),
+                    Next::Fetched(seq, 9) => {
+                        prop_assert!(seq.0 <= after + wanted, "more than were asked for");
+                        (seq, &mut fetched)
+                    }
+                    Next::FetchEnd { tag: 9, last, more } => {
+                        prop_assert_eq!((last.0, more), (fetched, fetched < head.0));
+                        let whole = fetched >= after + wanted || fetched >= head.0;
+                        prop_assert!(whole, "fewer than were asked for");
+                        session.went(next, 0);
+                        continue;
+                    }
+                    other => return Err(TestCaseError::fail(format!("{other:?}"))),
+                };
+                prop_assert_eq!(seq.0, *at + 1);
+                let last = match is_gone(seq.0) {
+                    true => (seq.0..=head.0).take_while(|seq| is_gone(*seq)).last().unwrap(),
+                    false => seq.0,
+                };
+                match is_gone(seq.0) {
+                    true => session.skipped(next, Seq(last)),
+                    false => session.went(next, 1),
+                }
+                *at = last;
+                if matches!(next, Next::Push(_)) {
+                    under_way.push(last);
+                    prop_assert!(under_way.len() <= WINDOW_ENTRIES_MAX as usize);
+                }
+            }
+            prop_assert_eq!(pushed, head.0, "all were pushed");
+        }
     }
 
     #[test]

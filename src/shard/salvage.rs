@@ -12,7 +12,7 @@
 //!
 //! A person decides that this is done (`iris log salvage`); a running switch never does it.
 
-use hashbrown::HashSet;
+use hashbrown::HashMap;
 use iris_proto::id::Seq;
 
 use super::command::{self, Append, Command};
@@ -20,7 +20,7 @@ use super::slot::Slot;
 use super::user::UserSlot;
 use super::{Entry, Shard, day_of};
 use crate::log::limits::ITEM_HEADER_BYTES;
-use crate::log::items;
+use crate::log::{ItemError, item_at};
 use crate::placement::user_hash;
 
 /// Entries of one inbox that do not exist any more.
@@ -41,10 +41,10 @@ pub struct Loss {
 pub struct Salvage {
     shard: Shard,
     losses: Vec<Loss>,
-    /// Users that a message behind the last hole speaks of: their inboxes' ends are known.
-    settled: HashSet<UserSlot>,
-    /// Messages that the holes so far can have held at most, since every user was settled.
+    /// Messages that all holes so far can have held at most.
     doubted: u64,
+    /// What `doubted` was when a message last spoke of a user: before it nothing is in doubt.
+    settled: HashMap<UserSlot, u64>,
 }
 
 impl Salvage {
@@ -54,44 +54,74 @@ impl Salvage {
         Self {
             shard,
             losses: Vec::new(),
-            settled: HashSet::new(),
             doubted: 0,
+            settled: HashMap::new(),
         }
     }
 
-    /// A part of the log is missing that can have held up to `messages` messages.
+    /// A part of the log is missing that can have held up to `messages` messages of this shard.
     pub fn hole(&mut self, messages: u64) {
-        self.doubt();
-        self.doubted = messages;
+        self.doubted += messages;
     }
 
-    /// Takes what is whole of an entry, whatever was lost before it.
-    pub fn entry(&mut self, entry: &Entry<'_>) {
+    /// Takes what is whole of an entry, whatever was lost before it. Its number, time and count of items
+    /// are proven, its items not: what of them is not whole is lost.
+    pub fn entry(&mut self, entry: &Entry<'_>, items: u64) {
         if entry.index <= self.shard.applied {
             return;
         }
-        for item in items(entry.payload) {
-            let Ok((offset, bytes)) = item else { break };
-            match command::decode(bytes) {
-                Ok(Command::Append(append)) => {
-                    let position = entry.position + offset as u64;
-                    let item_bytes = ITEM_HEADER_BYTES + bytes.len();
-                    let slot = Slot::message(position, item_bytes, entry.time_ms);
-                    self.append(&append, slot, entry.time_ms);
+        let (mut offset, mut seen) = (0, 0);
+        while let Some(rest) = entry.payload.get(offset..).filter(|rest| !rest.is_empty()) {
+            match item_at(rest) {
+                Ok((bytes, len)) => {
+                    self.item(entry, offset, bytes);
+                    offset += len;
                 }
-                Ok(Command::Register { user, device }) => {
-                    let slot = self.user(user);
-                    self.shard.users.get_mut(slot).register(device);
-                }
-                Ok(Command::Cursor { user, device, seq }) => {
-                    let slot = self.user(user);
-                    self.shard.users.get_mut(slot).acknowledge(device, seq);
-                }
-                Ok(Command::Trim { user, oldest }) => self.shard.apply_trim(user, oldest),
-                Err(_) => {}
+                Err(ItemError::Crc { .. }) => offset += self.broken_item(entry, rest),
+                Err(_) => break,
             }
+            seen += 1;
         }
+        self.doubted += items.saturating_sub(seen);
         self.shard.applied = entry.index;
+    }
+
+    fn item(&mut self, entry: &Entry<'_>, offset: usize, bytes: &[u8]) {
+        match command::decode(bytes) {
+            Ok(Command::Append(append)) => {
+                let position = entry.position + offset as u64;
+                let item_bytes = ITEM_HEADER_BYTES + bytes.len();
+                let slot = Slot::message(position, item_bytes, entry.time_ms);
+                self.append(&append, slot, entry.time_ms);
+            }
+            Ok(Command::Register { user, device }) => {
+                let slot = self.user(user);
+                self.shard.users.get_mut(slot).register(device);
+            }
+            Ok(Command::Cursor { user, device, seq }) => {
+                let slot = self.user(user);
+                self.shard.users.get_mut(slot).acknowledge(device, seq);
+            }
+            Ok(Command::Trim { user, oldest }) => self.shard.apply_trim(user, oldest),
+            Err(_) => {}
+        }
+    }
+
+    /// An item whose bytes are not what was written; how many they are. If what they still say names the
+    /// very entry that comes next in a known inbox, it is that one; else it may be anybody's.
+    fn broken_item(&mut self, entry: &Entry<'_>, rest: &[u8]) -> usize {
+        let len = u32::from_le_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+        let payload = &rest[ITEM_HEADER_BYTES..ITEM_HEADER_BYTES + len];
+        if let Ok(Command::Append(append)) = command::decode(payload)
+            && let Some(slot) = self.shard.find(append.to)
+            && self.shard.users.get(slot).head().0 + 1 == append.seq.0
+        {
+            self.skip(slot, append.seq, entry.time_ms);
+            self.lose(append.to, append.seq, append.seq, true);
+        } else {
+            self.doubted += 1;
+        }
+        ITEM_HEADER_BYTES + len
     }
 
     /// Entries up to `index` are known to have existed: none of their numbers is given out again.
@@ -110,10 +140,23 @@ impl Salvage {
         }
     }
 
-    /// The shard as it can go on, and what it has lost.
+    /// The shard as it can go on, and what it has lost. Inboxes whose end is in doubt skip what they may
+    /// have lost.
     #[must_use]
     pub fn finish(mut self) -> (Shard, Vec<Loss>) {
-        self.doubt();
+        for nth in 0..self.shard.users.len() {
+            let slot = self.shard.users.slot(nth);
+            let settled = self.settled.get(&slot).copied().unwrap_or(0);
+            let messages = (self.doubted - settled).min(self.shard.config.inbox_entries_max);
+            if messages == 0 {
+                continue;
+            }
+            let user = self.shard.users.get(slot);
+            let name = user.name().to_owned();
+            let (first, last) = (Seq(user.head().0 + 1), Seq(user.head().0 + messages));
+            self.skip(slot, last, 0);
+            self.lose(&name, first, last, false);
+        }
         self.shard.changes.clear();
         (self.shard, self.losses)
     }
@@ -124,9 +167,11 @@ impl Salvage {
         &self.shard
     }
 
-    /// Mutable, for what is no entry.
-    pub fn shard_mut(&mut self) -> &mut Shard {
-        &mut self.shard
+    /// A message was written again elsewhere.
+    pub fn relocate(&mut self, append: &Append<'_>, position: u64) {
+        if let Some(user) = self.shard.find(append.to) {
+            self.shard.relocate(user, append.seq, position);
+        }
     }
 
     fn user(&mut self, name: &str) -> UserSlot {
@@ -146,7 +191,7 @@ impl Salvage {
             self.lose(append.to, first, last, true);
         }
         self.shard.users.get_mut(slot).append(message);
-        self.settled.insert(slot);
+        self.settled.insert(slot, self.doubted);
         let pair = self.shard.fingerprint(append);
         if append.n > self.shard.pairs.last(pair) {
             self.shard.pairs.set(pair, append.n, day_of(time_ms));
@@ -157,26 +202,6 @@ impl Salvage {
         let user = self.shard.users.get_mut(slot);
         while user.head() < last {
             user.append(Slot::gap(time_ms));
-        }
-    }
-
-    /// Skips what the inboxes of unsettled users may have lost in the last hole.
-    fn doubt(&mut self) {
-        let messages = std::mem::take(&mut self.doubted);
-        let settled = std::mem::take(&mut self.settled);
-        if messages == 0 {
-            return;
-        }
-        for nth in 0..self.shard.users.len() {
-            let slot = self.shard.users.slot(nth);
-            if settled.contains(&slot) {
-                continue;
-            }
-            let user = self.shard.users.get(slot);
-            let name = user.name().to_owned();
-            let (first, last) = (Seq(user.head().0 + 1), Seq(user.head().0 + messages));
-            self.skip(slot, last, 0);
-            self.lose(&name, first, last, false);
         }
     }
 

@@ -311,7 +311,7 @@ fn a_device_is_registered_once_it_is_durable_and_at_once_when_it_is_known() {
 
 #[test]
 fn an_entry_out_of_order_is_refused_on_replay() {
-    let mut shard = Shard::new(ShardId(0), KEY, 100);
+    let mut shard = Shard::new(ShardId(0), KEY, config(100));
     let entry = Entry {
         index: 2,
         term: 1,

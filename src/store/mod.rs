@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 
 use crate::log::limits::SEAL_AFTER_MS;
 use crate::log::{
-    Flush, FrameBuilder, FrameKind, Harvest, NodeIdentity, RecordHeader, RecordKind, SegmentSize,
+    Flush, FrameBuilder, FrameKind, NodeIdentity, RecordHeader, RecordKind, SegmentSize,
     Space, Writer,
 };
 use crate::placement::{HashKey, ShardId, user_hash};
@@ -279,6 +279,12 @@ impl Store {
         &self.quarantined
     }
 
+    /// The shards, in the order of the setup; `None` for a damaged one.
+    #[must_use]
+    pub fn into_shards(self) -> Vec<Option<Box<Shard>>> {
+        self.shards
+    }
+
     /// What there is to say of it.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -394,6 +400,17 @@ impl Store {
         }
         self.go_on_with_checkpoint(io);
         self.clean(now, io);
+    }
+
+    /// The segment that frames are appended to; `None` when the next one opens a segment.
+    #[must_use]
+    pub fn active_segment(&self) -> Option<u64> {
+        self.writer.active_segment()
+    }
+
+    /// The next segment to be prepared, each named once. For the start; later [`Store::poll`] asks.
+    pub fn wants_segment(&mut self) -> Option<u64> {
+        self.writer.wants_segment()
     }
 
     /// A spare segment is there.

@@ -87,19 +87,11 @@ pub struct Recovered {
 }
 
 /// Why a log cannot be used at all. Nothing was changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// The log's bytes are not usable.
-    #[error("{0}")]
+    #[error("{}", describe(.0))]
     Scan(ScanError),
-    /// The log ends before what is known to have been durable.
-    #[error("the log ends at position {end:#x}, but was durable up to {known:#x} at the last stop")]
-    Behind {
-        /// Where it ends.
-        end: u64,
-        /// Where it ended before.
-        known: u64,
-    },
     /// No checkpoint can be used, and the beginning of the log is gone.
     #[error("no checkpoint can be used ({}), and the log's beginning has been removed", reasons.join("; "))]
     NoCheckpoint {
@@ -117,6 +109,25 @@ pub enum RecoverError {
         /// The shard.
         shard: u16,
     },
+}
+
+fn describe(error: &ScanError) -> String {
+    match error {
+        ScanError::TooMuch { at } => {
+            format!("too many places are damaged, the last at position {at:#x}")
+        }
+        ScanError::Foreign { at, found } => format!(
+            "the segment at position {at:#x} belongs elsewhere (log {}, position {:#x}, node {:#018x})",
+            found.identity.log, found.first_lsn, found.identity.node_id
+        ),
+        ScanError::Version { at, version } => format!(
+            "the segment at position {at:#x} has format version {version}, which this program does not know"
+        ),
+        ScanError::Malformed { at, fault } => format!(
+            "the frame at position {at:#x} is whole and cannot be read by this program ({})",
+            fault.map_or("its kind is unknown".to_owned(), |fault| format!("{fault:?}"))
+        ),
+    }
 }
 
 /// Why a checkpoint cannot be used.
@@ -175,6 +186,7 @@ pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError
         identity: setup.identity,
         lsn: beginning.lsn,
         prev_crc: beginning.prev_crc,
+        durable: found.durable_lsn,
     };
     let first = setup.size.index_of(beginning.lsn);
     let start = found.segments.partition_point(|(index, _)| *index < first);
@@ -183,12 +195,6 @@ pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError
     let tail = scan(&origin, scanned, &mut |seen| replay.see(seen)).map_err(RecoverError::Scan)?;
     if let Some(error) = replay.error {
         return Err(error);
-    }
-    if tail.end < found.durable_lsn {
-        return Err(RecoverError::Behind {
-            end: tail.end,
-            known: found.durable_lsn,
-        });
     }
     replay.decide();
     let mut report = Report {

@@ -5,6 +5,7 @@
     reason = "a test waits for the event itself, with a deadline by the clock"
 )]
 
+mod admin;
 mod crash;
 mod delivery;
 mod gate;

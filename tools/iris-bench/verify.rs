@@ -116,7 +116,7 @@ impl fmt::Display for Violation {
                 reason,
             } => write!(
                 f,
-                "inbox of {to}: entries {first} to {last} {}",
+                "inbox of {to}: entries {first} to {last} were {}",
                 reason.describe()
             ),
             Self::Stranger { to, from, bytes } => write!(

@@ -6,7 +6,7 @@ use core::fmt;
 
 use super::Ticket;
 use crate::id::{MessageId, SendNumber, Seq, UserId};
-use crate::reject::{GoodbyeReason, RejectCode};
+use crate::reject::{GapReason, GoodbyeReason, RejectCode};
 use crate::wire::EntryRef;
 
 /// What the program does next.
@@ -83,11 +83,23 @@ pub enum Event {
         /// The message.
         entry: Entry,
     },
+    /// Messages of the inbox that do not exist any more, in the place where they would have come: tell
+    /// the user, then acknowledge `last` as if it were an entry.
+    Gap {
+        /// The first position.
+        first: Seq,
+        /// The last position; at least `first`.
+        last: Seq,
+        /// Why.
+        reason: GapReason,
+        /// Set: a part of the answer to this fetch, and nothing to acknowledge.
+        ticket: Option<Ticket>,
+    },
     /// The answer to a fetch is complete.
     Fetched {
         /// Which fetch.
         ticket: Ticket,
-        /// The last seq that came; what was asked for when none did.
+        /// The last seq that came, in an entry or a gap; what was asked for when none did.
         last: Seq,
         /// There is more after it.
         more: bool,

@@ -1,6 +1,6 @@
 //! The session against a small model of the switch, with connections that break anywhere.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
@@ -8,10 +8,10 @@ use alloc::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::v2::{RejectCode, server_frame};
+use crate::v2::{GapReason, RejectCode, server_frame};
 use crate::wire::{
-    ClientFrameRef, EntryRef, SendRef, decode_client, encode_accepted, encode_entry, encode_pong,
-    encode_server,
+    ClientFrameRef, EntryRef, SendRef, decode_client, encode_accepted, encode_entry, encode_gap,
+    encode_pong, encode_server,
 };
 
 /// A switch with one client: streams by number, and one inbox for the client.
@@ -20,6 +20,8 @@ struct Switch {
     streams: BTreeMap<(u64, String), u64>,
     stored: Vec<(String, Vec<u8>)>,
     inbox: Vec<Vec<u8>>,
+    /// Positions whose messages are lost.
+    lost: BTreeSet<u64>,
     cursor: u64,
     epoch: u64,
     pushed: u64,
@@ -101,6 +103,14 @@ impl Switch {
     fn push(&mut self, out: &mut Vec<u8>) {
         while let Some(body) = self.inbox.get(self.pushed as usize) {
             self.pushed += 1;
+            if self.lost.contains(&self.pushed) {
+                let first = self.pushed;
+                while self.lost.contains(&(self.pushed + 1)) {
+                    self.pushed += 1;
+                }
+                encode_gap(out, gap(first, self.pushed, 0));
+                continue;
+            }
             let (from, from_device, id) = ("carol", "main", [1; 16]);
             let (seq, time_ms, fetch_tag) = (self.pushed, 0, 0);
             encode_entry(
@@ -121,6 +131,16 @@ impl Switch {
     fn bodies_to(&self, to: &str) -> Vec<&[u8]> {
         let to_them = self.stored.iter().filter(|(other, _)| other == to);
         to_them.map(|(_, body)| &body[..]).collect()
+    }
+}
+
+fn gap(first: u64, last: u64, fetch_tag: u64) -> v2::Gap {
+    let reason = GapReason::Lost.into();
+    v2::Gap {
+        first,
+        last,
+        reason,
+        fetch_tag,
     }
 }
 
@@ -152,8 +172,10 @@ impl World {
 
     fn drain(&mut self) {
         while let Some(event) = self.session.event() {
-            if let Event::Entry(entry) = &event {
-                self.session.ack(self.now_ms, entry.seq);
+            match &event {
+                Event::Entry(entry) => self.session.ack(self.now_ms, entry.seq),
+                Event::Gap { last, .. } => self.session.ack(self.now_ms, *last),
+                _ => {}
             }
             self.events.push(event);
         }
@@ -225,6 +247,112 @@ impl World {
 const ALL: usize = usize::MAX;
 
 proptest! {
+    /// R: B-6, D-2
+    #[test]
+    fn every_position_comes_out_once_as_an_entry_or_in_a_gap_wherever_connections_break(
+        lost in proptest::collection::vec(any::<bool>(), 0..30),
+        cuts in proptest::collection::vec(0_usize..400, 0..12),
+        seed in any::<u64>(),
+    ) {
+        let mut world = World::new(Config { seed, ..Default::default() });
+        world.switch.inbox = vec![vec![9; 10]; lost.len()];
+        world.switch.lost =
+            (1..).zip(&lost).filter(|(_, lost)| **lost).map(|(seq, _)| seq).collect();
+        for down in cuts {
+            world.connection(ALL, down);
+        }
+        world.session.lost(world.now_ms);
+        world.connection(ALL, ALL);
+
+        let mut at = 0;
+        for event in &world.events {
+            match event {
+                Event::Entry(entry) => {
+                    prop_assert_eq!(entry.seq.0, at + 1);
+                    prop_assert!(!world.switch.lost.contains(&entry.seq.0));
+                    at = entry.seq.0;
+                }
+                Event::Gap { first, last, reason, ticket } => {
+                    prop_assert_eq!((first.0, *reason, *ticket), (at + 1, GapReason::Lost, None));
+                    prop_assert!((first.0..=last.0).all(|seq| world.switch.lost.contains(&seq)));
+                    at = last.0;
+                }
+                Event::Disconnected(why) => prop_assert_eq!(why, &Disconnect::Lost),
+                _ => {}
+            }
+        }
+        prop_assert_eq!(at, lost.len() as u64);
+        prop_assert_eq!(world.switch.cursor, at, "gaps are acknowledged as entries are");
+    }
+
+    /// R: B-5, D-2
+    #[test]
+    fn stream_set_back_by_a_salvage_turns_the_epoch_and_only_what_is_in_doubt_fails(
+        before in 1_usize..4, broken in 0_usize..4, after in 1_usize..3,
+        cut in (0_usize..300, 0_usize..300),
+        set_back in 1_u64..6, only_numbers in any::<bool>(), overloads in 0_usize..3,
+        seed in any::<u64>(),
+    ) {
+        let mut world = World::new(Config { seed, ..Default::default() });
+        let mut bodies = 0_u8..;
+        let mut tickets = BTreeMap::new();
+        let mut send_to_both = |world: &mut World, count: usize| {
+            for body in bodies.by_ref().take(count) {
+                for to in ["ann", "bob"] {
+                    tickets.insert(world.send(to, &[body]), (to, body));
+                }
+            }
+        };
+        send_to_both(&mut world, before);
+        world.connection(ALL, ALL);
+        send_to_both(&mut world, broken);
+        world.session.lost(world.now_ms);
+        world.connection(cut.0, cut.1);
+        let safe = world.accepted(); // and bob's may be lost below: that is the gap in bob's inbox
+        // Bob's newest entries were damaged and are set aside: the stream to him is shorter.
+        let stream = (world.switch.epoch, "bob".to_string());
+        let last = world.switch.streams.get_mut(&stream).expect("there is one before");
+        *last = last.saturating_sub(set_back);
+        let kept = *last as usize;
+        let to_bob = |event: &&Event| matches!(event, Event::Accepted { to, .. } if to.as_str() == "bob");
+        let safe_to_bob = world.events.iter().filter(to_bob).count();
+        if !only_numbers || kept >= safe_to_bob {
+            let mut place = 0;
+            world.switch.stored.retain(|(to, _)| {
+                place += usize::from(to == "bob");
+                to != "bob" || place <= kept
+            });
+        }
+        world.session.lost(world.now_ms);
+        world.switch.refusals.extend(vec![RejectCode::Overloaded; overloads]);
+        send_to_both(&mut world, after);
+        for _ in 0..4 {
+            world.connection(ALL, ALL); // the old epoch ends, the new one begins
+        }
+
+        let accepted: BTreeSet<Ticket> = world.accepted().into_iter().collect();
+        let failed: BTreeMap<Ticket, SendFailure> = world.failed().into_iter().collect();
+        prop_assert_eq!(accepted.len() + failed.len(), tickets.len());
+        prop_assert_eq!(accepted.len(), world.accepted().len(), "each once");
+        for (ticket, (to, body)) in &tickets {
+            let stored = world.switch.stored.iter()
+                .filter(|(other, stored)| other == to && stored[..] == [*body]).count();
+            match failed.get(ticket) {
+                Some(why) => {
+                    prop_assert_eq!(why, &SendFailure::InDoubt);
+                    prop_assert_eq!(*to, "bob", "nothing of ann's was forgotten");
+                    prop_assert!((before..before + broken).contains(&usize::from(*body)));
+                    prop_assert!(stored <= 1);
+                }
+                None if safe.contains(ticket) && *to == "bob" => prop_assert!(stored <= 1),
+                None => prop_assert_eq!(stored, 1, "accepted after the salvage"),
+            }
+        }
+        for to in ["ann", "bob"] {
+            prop_assert!(world.switch.bodies_to(to).is_sorted(), "in order");
+        }
+    }
+
     /// R: B-4, B-5, B-6, G-1
     #[test]
     fn nothing_is_lost_doubled_or_reordered_wherever_connections_break(
@@ -475,11 +603,13 @@ fn goodbye_decides_between_coming_back_and_ending() {
         world.session.received(1_000, &bytes);
         world.session.step()
     };
-    let Step::Connect { at_ms, address } = meet(GoodbyeReason::ShuttingDown) else {
-        panic!("it does not come back")
-    };
-    assert!((6_000..=6_000 + crate::limits::BACKOFF_BASE_MS).contains(&at_ms));
-    assert_eq!(address.as_deref(), Some("other:1"));
+    for reason in [GoodbyeReason::ShuttingDown, GoodbyeReason::Unavailable] {
+        let Step::Connect { at_ms, address } = meet(reason) else {
+            panic!("it does not come back")
+        };
+        assert!((6_000..=6_000 + crate::limits::BACKOFF_BASE_MS).contains(&at_ms));
+        assert_eq!(address.as_deref(), Some("other:1"));
+    }
     for reason in [
         GoodbyeReason::BadToken,
         GoodbyeReason::Replaced,
@@ -535,4 +665,80 @@ fn queue_is_bounded_and_abort_tells_the_fate_of_everything_in_it() {
             .iter()
             .all(|(_, reason)| *reason == SendFailure::NotSent)
     );
+}
+
+/// R: D-2
+#[test]
+fn gap_that_does_not_follow_what_came_before_ends_the_connection_and_moves_nothing() {
+    for (first, last) in [(2, 4), (3, 4), (5, 6), (4, 3), (0, 4), (0, 0)] {
+        let mut world = World::new(Config::default());
+        world.switch.inbox = vec![vec![9]; 3];
+        world.connection(ALL, ALL);
+        let mut bytes = Vec::new();
+        encode_gap(&mut bytes, gap(first, last, 0));
+        world.session.received(world.now_ms, &bytes);
+        world.drain();
+        let last_event = world.events.last();
+        assert!(
+            matches!(
+                last_event,
+                Some(Event::Disconnected(Disconnect::Violation(_)))
+            ),
+            "{first} to {last}: {last_event:?}"
+        );
+        world.connection(ALL, ALL);
+        assert_eq!(world.switch.resumed, [None, Some(3)]);
+    }
+}
+
+/// R: D-2
+#[test]
+fn gap_in_the_answer_to_a_fetch_moves_no_position() {
+    let mut world = World::new(Config::default());
+    world.switch.inbox = vec![vec![9]; 3];
+    world.connection(ALL, ALL);
+    let ticket = world.session.fetch(Seq(0), 2).expect("connected");
+    let tag = world.session.fetch.as_ref().expect("under way").tag;
+    let mut bytes = Vec::new();
+    encode_gap(&mut bytes, gap(1, 2, tag + 7)); // of nobody's fetch
+    encode_gap(&mut bytes, gap(1, 2, tag));
+    let (last, more) = (2, true);
+    let fetched = v2::Fetched { tag, last, more };
+    encode_server(&mut bytes, server_frame::Frame::Fetched(fetched));
+    encode_gap(&mut bytes, gap(4, 9, 0)); // pushed, in between
+    world.session.received(world.now_ms, &bytes);
+    world.events.clear();
+    world.drain();
+    let (reason, last) = (GapReason::Lost, Seq(2));
+    let expected = [
+        Event::Gap {
+            first: Seq(1),
+            last,
+            reason,
+            ticket: Some(ticket),
+        },
+        Event::Fetched { ticket, last, more },
+        Event::Gap {
+            first: Seq(4),
+            last: Seq(9),
+            reason,
+            ticket: None,
+        },
+    ];
+    assert_eq!(world.events, expected);
+}
+
+/// R: D-2
+#[test]
+fn what_is_not_served_now_is_sent_again_in_order() {
+    let mut world = World::new(Config::default());
+    world
+        .switch
+        .refusals
+        .extend([RejectCode::Unavailable, RejectCode::Unavailable]);
+    let tickets = [world.send("bob", b"1"), world.send("bob", b"2")];
+    world.connection(ALL, ALL);
+    assert_eq!(world.accepted(), tickets);
+    assert_eq!(world.switch.bodies_to("bob"), [b"1", b"2"]);
+    assert_eq!(world.failed(), []);
 }

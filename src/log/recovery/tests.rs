@@ -1,6 +1,10 @@
 //! The rule, case by case; `crash_trials` has it by the thousand.
 
-use super::super::crash_trials::{Dice, SIZE, World, live, origin, run_scan};
+use super::super::crash_trials::{
+    Dice, Placed, SIZE, World, live, numbered, origin, run_scan, scan_from,
+};
+use super::super::limits::RECORD_HEADER_BYTES;
+use super::super::{FrameBuilder, Placement};
 use super::*;
 
 fn written(seed: u64, frames: usize) -> World {
@@ -26,9 +30,13 @@ fn torn_tail_is_cut_at_every_offset() {
         if disk == world.disk {
             continue; // only zeros were lost
         }
-        let (tail, seen) = run_scan(&disk).unwrap();
-        assert_eq!(tail.end, last.lsn, "kept {kept} bytes of the last frame");
-        assert!(seen.iter().all(|(lsn, _)| *lsn < last.lsn));
+        let scanned = run_scan(&disk).unwrap();
+        assert_eq!(scanned.holes, [], "kept {kept} bytes of the last frame");
+        assert_eq!(
+            scanned.tail.end, last.lsn,
+            "kept {kept} bytes of the last frame"
+        );
+        assert!(scanned.entries.iter().all(|entry| entry.0 < last.lsn));
     }
 }
 
@@ -44,11 +52,16 @@ fn a_hole_of_zeros_before_a_later_watermark_is_damage() {
     let mut disk = world.disk.clone();
     let from = SIZE.offset_of(hurt.lsn);
     disk[0][from..from + hurt.len].fill(0);
-    let found = run_scan(&disk).map(|_| ());
-    let Err(ScanError::Damaged { at, fault, .. }) = found else {
-        panic!("{found:?}")
-    };
-    assert_eq!((at, fault), (hurt.lsn, Fault::Zero));
+    let scanned = run_scan(&disk).unwrap();
+    let hole = scanned.holes[0];
+    let end = hurt.lsn + hurt.len as u64;
+    assert_eq!(
+        (hole.from, hole.to, hole.fault),
+        (hurt.lsn, end, Fault::Zero)
+    );
+    let mut expected = world.written.clone();
+    expected.retain(|entry| entry.0 > end);
+    assert_eq!(scanned.entries, expected);
 }
 
 /// R: D-2
@@ -65,11 +78,9 @@ fn a_segment_lost_before_a_later_watermark_is_damage() {
     for lost in 0..2 {
         let mut disk = world.disk.clone();
         disk[lost].clear();
-        let Err(ScanError::Damaged { at, fault, .. }) = run_scan(&disk) else {
-            panic!()
-        };
+        let hole = run_scan(&disk).unwrap().holes[0];
         assert_eq!(
-            (at, fault),
+            (hole.from, hole.fault),
             (SIZE.first_lsn(lost as u64), Fault::SegmentUnused)
         );
     }
@@ -82,10 +93,10 @@ fn rotation_goes_on_across_segments_and_every_position_is_where_it_says() {
     while world.append(&mut dice, FrameKind::Data) {
         world.sync();
     }
-    let (tail, seen) = run_scan(&world.disk).unwrap();
-    assert_eq!(SIZE.index_of(tail.end), 3);
-    assert_eq!(seen, world.written);
-    for (lsn, payload) in &seen {
+    let scanned = run_scan(&world.disk).unwrap();
+    assert_eq!(SIZE.index_of(scanned.tail.end), 3);
+    assert_eq!(scanned.entries, world.written);
+    for (lsn, _, payload) in &scanned.entries {
         let (segment, at) = (SIZE.index_of(*lsn) as usize, SIZE.offset_of(*lsn));
         assert_eq!(&world.disk[segment][at..at + payload.len()], payload);
     }
@@ -101,10 +112,11 @@ fn a_rotation_that_stopped_after_end_goes_on_in_the_next_segment() {
             world.sync();
         }
     }
-    let (tail, seen) = run_scan(&world.disk).unwrap();
+    let scanned = run_scan(&world.disk).unwrap();
+    let tail = scanned.tail;
     assert_eq!((tail.end, tail.salt), (SIZE.first_lsn(1), None));
     assert_eq!(tail.last_kind, Some(FrameKind::End));
-    assert_eq!(seen.len(), world.acknowledged);
+    assert_eq!(scanned.entries.len(), world.acknowledged);
 }
 
 /// R: D-2. The frame that opens a segment vouches for the END before it.
@@ -116,14 +128,168 @@ fn a_flipped_bit_in_end_is_damage_as_soon_as_the_next_segment_is_open() {
         assert!(world.append(&mut dice, FrameKind::Data));
         world.sync();
     }
-    let is_end = |placed: &&super::super::crash_trials::Placed| placed.kind == Some(FrameKind::End);
-    let end = *world.placed.iter().find(is_end).unwrap();
+    let end = end_of_first_segment(&world);
     let mut disk = world.disk.clone();
     disk[0][SIZE.offset_of(end.lsn) + 20] ^= 1;
-    let Err(ScanError::Damaged { at, .. }) = run_scan(&disk) else {
-        panic!()
+    let scanned = run_scan(&disk).unwrap();
+    let hole = scanned.holes[0];
+    assert_eq!((hole.from, hole.to), (end.lsn, SIZE.first_lsn(1)));
+    assert_eq!(scanned.entries, world.written);
+    assert_eq!(
+        scanned.heads.len(),
+        1,
+        "its heads are proven by their own crc"
+    );
+}
+
+/// R: D-2. A segment header is written after the END before it was synced.
+#[test]
+fn a_segment_header_alone_proves_the_segment_before_it() {
+    let mut dice = Dice(21);
+    let mut world = World::new(&mut dice);
+    while SIZE.index_of(world.placed.last().map_or(0, |placed| placed.lsn)) < 1 {
+        assert!(world.append(&mut dice, FrameKind::Data));
+        world.sync();
+    }
+    let end = end_of_first_segment(&world);
+    let mut disk = world.disk.clone();
+    disk[0][SIZE.offset_of(end.lsn) + 20] ^= 1;
+    disk[1][SEGMENT_HEADER_BYTES..].fill(0);
+    let scanned = run_scan(&disk).unwrap();
+    assert_eq!((scanned.holes.len(), scanned.holes[0].from), (1, end.lsn));
+    let salt = scanned.tail.salt;
+    let next = SIZE.first_lsn(1) + SEGMENT_HEADER_BYTES as u64;
+    assert_eq!((scanned.tail.end, salt.is_some()), (next, true));
+}
+
+/// R: D-2
+#[test]
+fn a_segment_without_its_header_is_read_by_the_salt_of_its_frames() {
+    let mut dice = Dice(22);
+    let mut world = World::new(&mut dice);
+    while world.append(&mut dice, FrameKind::Data) {
+        world.sync();
+    }
+    for (hurt, more) in [(4096, 0), (4096, FRAME_HEADER_BYTES)] {
+        let mut disk = world.disk.clone();
+        disk[1][..hurt + more].fill(0);
+        let scanned = run_scan(&disk).unwrap();
+        let hole = scanned.holes[0];
+        let first = SIZE.first_lsn(1);
+        assert_eq!((hole.from, hole.fault), (first, Fault::SegmentUnused));
+        assert_eq!(hole.records_missing, (more == 0).then_some(0));
+        assert_eq!(
+            scanned.entries, world.written,
+            "records stand for themselves"
+        );
+    }
+}
+
+/// R: D-2. What a sender put into a message is not taken for a record, even in a damaged frame.
+#[test]
+fn bytes_in_a_message_never_become_a_record() {
+    let mut dice = Dice(23);
+    let mut world = World::new(&mut dice);
+    let copied = loop {
+        assert!(world.append(&mut dice, FrameKind::Data));
+        world.sync();
+        if let Some(entry) = world.written.iter().find(|entry| entry.2.len() > 100) {
+            let at = SIZE.offset_of(entry.0) - 40;
+            break world.disk[0][at..at + 40 + entry.2.len().next_multiple_of(8)].to_vec();
+        }
     };
-    assert_eq!(at, end.lsn);
+    let target = loop {
+        let count = world.written.len();
+        assert!(world.append(&mut dice, FrameKind::Data));
+        world.sync();
+        let mut later = world.written[count..].iter();
+        if let Some(entry) = later.find(|entry| entry.2.len() > copied.len() + 100) {
+            break entry.clone();
+        }
+    };
+    assert!(world.append(&mut dice, FrameKind::Seal));
+    world.sync();
+    let segment = SIZE.index_of(target.0) as usize;
+    let mut disk = world.disk.clone();
+    let at = SIZE.offset_of(target.0).next_multiple_of(8) + 16;
+    disk[segment][at..at + copied.len()].copy_from_slice(&copied);
+    disk[segment][SIZE.offset_of(target.0) - 40..SIZE.offset_of(target.0)].fill(0);
+    let scanned = run_scan(&disk).unwrap();
+    let mut expected = world.written.clone();
+    expected.retain(|entry| entry.0 != target.0);
+    assert_eq!((scanned.entries, scanned.broken.len()), (expected, 0));
+    assert_eq!(scanned.holes[0].records_missing, Some(1));
+}
+
+/// One segment of `frames` small frames, each with one empty record and all before it durable.
+fn many_frames(size: SegmentSize, frames: usize) -> Vec<u8> {
+    let mut bytes = vec![0; SEGMENT_HEADER_BYTES];
+    let header = SegmentHeader {
+        identity: origin().identity,
+        incarnation: 1,
+        first_lsn: 0,
+        salt: 9,
+        segment_bytes: size.bytes(),
+        prev_crc: 0,
+    };
+    header.encode(&mut bytes);
+    let (mut frame, mut prev_crc) = (FrameBuilder::new(), 0);
+    for _ in 0..frames {
+        let lsn = bytes.len() as u64;
+        frame.record(RecordHeader::heads(&[]), &[]);
+        let placement = Placement {
+            kind: FrameKind::Data,
+            lsn,
+            synced_lsn: lsn,
+            salt: 9,
+            prev_crc,
+        };
+        prev_crc = frame.finish_into(&placement, &mut bytes);
+    }
+    bytes
+}
+
+/// R: D-2
+#[test]
+fn more_holes_than_anyone_believes_end_the_scan() {
+    const FRAME_BYTES: usize = FRAME_HEADER_BYTES + RECORD_HEADER_BYTES;
+    let size = SegmentSize::small(1024 * 1024);
+    let holes = HOLES_MAX as usize;
+    let mut bytes = many_frames(size, 2 * holes + 4);
+    let from = Origin { size, ..origin() };
+    for number in 0..holes {
+        bytes[SEGMENT_HEADER_BYTES + 2 * number * FRAME_BYTES + 60] ^= 1;
+    }
+    let scanned = scan_from(&from, &[(0, &bytes)]).unwrap();
+    assert_eq!(scanned.tail.holes, HOLES_MAX);
+    assert_eq!(scanned.tail.frames as usize, holes + 4);
+    let one_more = SEGMENT_HEADER_BYTES + 2 * holes * FRAME_BYTES;
+    bytes[one_more + 60] ^= 1;
+    let found = scan_from(&from, &[(0, &bytes)]).map(|scanned| scanned.tail);
+    let at = one_more as u64;
+    assert_eq!(found, Err(ScanError::TooMuch { at }));
+}
+
+#[test]
+fn missing_segments_in_a_row_are_one_hole_however_many() {
+    let far = 1 << 40;
+    let known = Origin {
+        durable: SIZE.first_lsn(far) + 5000,
+        ..origin()
+    };
+    let scanned = scan_from(&known, &[(7, &[]), (far - 1, &[1, 2, 3])]).unwrap();
+    let hole = scanned.holes[0];
+    let end = SIZE.first_lsn(far + 1); // nothing tells the salt of that segment
+    assert_eq!(
+        (hole.from, hole.to, hole.fault),
+        (0, end, Fault::SegmentUnused)
+    );
+    assert_eq!((scanned.tail.end, scanned.tail.salt), (end, None));
+}
+
+fn end_of_first_segment(world: &World) -> Placed {
+    let is_end = |placed: &&Placed| placed.kind == Some(FrameKind::End);
+    *world.placed.iter().find(is_end).unwrap()
 }
 
 #[test]
@@ -136,8 +302,9 @@ fn a_whole_frame_that_does_not_continue_the_one_before_it_is_not_believed() {
     world.break_chain();
     assert!(world.append(&mut Dice(1), FrameKind::Seal));
     world.sync();
-    let (tail, _) = run_scan(&world.disk).unwrap();
-    assert_eq!((tail.end, tail.fault), (end, Fault::Chain));
+    let scanned = run_scan(&world.disk).unwrap();
+    assert_eq!((scanned.tail.end, scanned.tail.fault), (end, Fault::Chain));
+    assert_eq!(scanned.holes, []);
 }
 
 #[test]
@@ -146,12 +313,13 @@ fn a_segment_that_does_not_continue_the_one_before_it_is_not_believed() {
     world.break_chain();
     assert!(world.append(&mut Dice(19), FrameKind::Data));
     world.sync();
-    let (tail, seen) = run_scan(&world.disk).unwrap();
+    let scanned = run_scan(&world.disk).unwrap();
+    let tail = scanned.tail;
     assert_eq!(
         (tail.end, tail.salt, tail.fault),
         (0, None, Fault::SegmentChain)
     );
-    assert!(seen.is_empty());
+    assert!(scanned.entries.is_empty() && scanned.holes.is_empty());
 }
 
 #[test]
@@ -166,18 +334,18 @@ fn frames_of_another_use_of_the_file_are_neither_believed_nor_proof() {
         assert!(world.append(&mut Dice(1), FrameKind::Seal)); // the second vouches for the first
         world.sync();
     }
-    let (tail, _) = run_scan(&world.disk).unwrap();
-    assert_eq!((tail.end, tail.fault), (end, Fault::Stale));
+    let scanned = run_scan(&world.disk).unwrap();
+    assert_eq!((scanned.tail.end, scanned.tail.fault), (end, Fault::Stale));
+    assert_eq!(scanned.holes, []);
 }
 
 /// R: D-3
 #[test]
 fn a_segment_of_another_node_is_refused_and_not_taken_for_a_torn_one() {
     let world = written(17, 2);
-    let slices: Vec<&[u8]> = world.disk.iter().map(Vec::as_slice).collect();
     let mut other = origin();
     other.identity.node_id += 1;
-    let found = scan(&other, &slices, &mut |_| {});
+    let found = scan(&other, &numbered(&world.disk), &mut |_| {});
     assert!(
         matches!(found, Err(ScanError::Foreign { at: 0, .. })),
         "{found:?}"

@@ -18,6 +18,9 @@ use crate::shard::{Effect, Refusal, ReplyTo};
 /// After how many milliseconds a send refused by a full disk may be repeated. A guess.
 pub(super) const DISK_RETRY_MS: u64 = 5_000;
 
+/// After how many milliseconds a client of a damaged shard may ask again: a person has to act. A guess.
+pub(super) const UNAVAILABLE_RETRY_MS: u64 = 60_000;
+
 impl Core {
     /// Carries out the effects of this core's shards, in order.
     pub(super) fn carry_out(&mut self) {
@@ -218,6 +221,7 @@ impl Core {
         let Some(live) = connection.live() else {
             return;
         };
+        self.live_sessions -= 1;
         self.propose_cursor(live);
         let Some(user) = live.user else { return };
         let key = (live.shard, user);

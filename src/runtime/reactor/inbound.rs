@@ -14,7 +14,7 @@ use iris_proto::v2::{self, GoodbyeReason, RejectCode};
 use iris_proto::wire::{self, ClientFrameRef, DecodeError, HelloRef, SendRef};
 
 use super::Core;
-use super::answers::DISK_RETRY_MS;
+use super::answers::{DISK_RETRY_MS, UNAVAILABLE_RETRY_MS};
 use super::connection::{Connection, Handoff, Live, Login, State};
 use crate::placement::ShardId;
 use crate::runtime::mesh::Message;
@@ -257,6 +257,10 @@ impl Core {
             self.go_live(connection);
             return;
         }
+        if self.lanes.shard(shard).is_none() {
+            self.leave(connection, GoodbyeReason::Unavailable, UNAVAILABLE_RETRY_MS);
+            return;
+        }
         if !self.lanes.has_space(shard) && !self.is_known(&identity, shard) {
             self.leave(connection, GoodbyeReason::Overloaded, DISK_RETRY_MS);
             return;
@@ -280,7 +284,10 @@ impl Core {
 
     /// Whether a device can begin without a write.
     fn is_known(&self, identity: &Identity, shard: ShardId) -> bool {
-        let users = self.lanes.shard(shard).users();
+        let Some(shard) = self.lanes.shard(shard) else {
+            return false;
+        };
+        let users = shard.users();
         let user = users.find(identity.user.as_str(), identity.hash);
         user.is_some_and(|user| users.get(user).device(identity.device.as_str()).is_some())
     }
@@ -298,16 +305,19 @@ impl Core {
             at,
         } = *login;
         let shard = self.placement.shard_of(identity.hash);
-        let users = self.lanes.shard(shard).users();
-        let slot = users.find(identity.user.as_str(), identity.hash);
+        let slot = self.lanes.shard(shard).and_then(|shard| {
+            shard
+                .users()
+                .find(identity.user.as_str(), identity.hash)
+        });
         let user = slot.filter(|_| !identity.send_only);
         // Replacing settles the cursor.
         if user.is_some_and(|user| !self.replace_older(shard, user, &identity.device, at)) {
             return self.leave(connection, GoodbyeReason::Replaced, 0);
         }
-        let users = self.lanes.shard(shard).users();
-        let (head, oldest, cursor) = user.map_or((Seq(0), Seq(1), Seq(0)), |slot| {
-            let user = users.get(slot);
+        let inbox = user.zip(self.lanes.shard(shard));
+        let (head, oldest, cursor) = inbox.map_or((Seq(0), Seq(1), Seq(0)), |(slot, shard)| {
+            let user = shard.users().get(slot);
             let device = user.device(identity.device.as_str());
             (
                 user.head(),
@@ -348,6 +358,7 @@ impl Core {
             gathering,
         };
         connection.state = State::Live(Box::new(live));
+        self.live_sessions += 1;
         self.mark_dirty(connection);
         if connection.stalled {
             self.retry_later(connection);
@@ -379,6 +390,7 @@ impl Core {
             epoch: identity.epoch,
             n: SendNumber(send.n),
             time_ms: self.now.unix_ms,
+            seq: Seq(0), // the recipient's shard gives it one
             id: MessageId(send.id),
             body: send.body,
         };
@@ -414,16 +426,20 @@ impl Core {
         };
         let shard = self.placement.shard_of(to);
         let room = self.lanes.has_space(shard);
-        self.lanes.step(
-            &self.now,
-            shard,
-            Input::Append {
-                to,
-                command,
-                room,
+        let append = Input::Append {
+            to,
+            command,
+            room,
+            reply,
+        };
+        if !self.lanes.step(&self.now, shard, append) {
+            self.answer(&Message::Rejected {
                 reply,
-            },
-        );
+                code: RejectCode::Unavailable,
+                expected: SendNumber(0),
+                retry_after_ms: UNAVAILABLE_RETRY_MS,
+            });
+        }
     }
 
     fn fetch(&mut self, connection: &mut Connection, fetch: &v2::Fetch) {
@@ -442,7 +458,10 @@ impl Core {
             );
             return;
         };
-        let oldest = self.lanes.shard(live.shard).users().get(user).oldest();
+        let Some(shard) = self.lanes.shard(live.shard) else {
+            unreachable!("a session with an inbox is of a shard that is served");
+        };
+        let oldest = shard.users().get(user).oldest();
         match live
             .session
             .fetch(fetch.tag, Seq(fetch.after), fetch.limit, oldest)

@@ -21,26 +21,28 @@ mod hooks;
 mod inbound;
 mod lanes;
 mod outbound;
+mod report;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use hashbrown::HashMap;
 use iris_proto::v2::GoodbyeReason;
 use rustls::ServerConfig;
 
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
-use super::storage::Log;
+use super::report::{CoreReport, Totals};
+use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
 use crate::auth::Keyring;
 use crate::placement::{CoreId, LogId, Placement, ShardId};
 use crate::ring::Sleeper;
-use crate::shard::Shard;
 use crate::shard::user::UserSlot;
+use crate::store::Store;
 pub use connection::Handoff;
 use connection::{Connections, State};
 pub use hooks::{Hooks, SyncGate};
@@ -63,21 +65,11 @@ pub const CLOSING_MAX: Duration = Duration::from_secs(2);
 /// Clients that are sent away by a shutdown come back within so many milliseconds, spread by jitter.
 pub const SHUTDOWN_RETRY_MS: u64 = 2_000;
 
-/// What a core has done since it started. Plain numbers of one thread; logged when it stops.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    turns: u64,
-    sleeps: u64,
-    events: u64,
-    sends: u64,
-    entries: u64,
-    commits: u64,
-    committed: u64,
-}
-
 /// What other threads may ask of a core.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Control {
+    /// Say how you are, in the next tick. The answer is not waited for: one that finds no room is lost.
+    Report(Sender<CoreReport>),
     /// Say goodbye to everybody, finish what is under way, and end by this instant.
     Drain {
         /// What is still open then is cut.
@@ -94,8 +86,7 @@ pub(super) struct CoreParts {
     pub cluster: [u8; 16],
     pub hello_timeout: Duration,
     pub connections_max: usize,
-    pub logs: Vec<(LogId, Log)>,
-    pub shards: Vec<Option<Box<Shard>>>,
+    pub logs: Vec<(LogId, Store, Files)>,
     pub mesh: Mesh,
     pub sleeper: Arc<Sleeper>,
     pub control: Receiver<Control>,
@@ -119,6 +110,8 @@ pub(super) struct Core {
     connections: Connections,
     /// Live sessions of each user that has any, for waking them.
     sessions: HashMap<(ShardId, UserSlot), Vec<SocketId>>,
+    /// Connections that are [`State::Live`].
+    live_sessions: u64,
     /// Connections that may have something to send.
     dirty: Vec<SocketId>,
     /// Stalled connections whose own obstacle is gone.
@@ -166,7 +159,6 @@ impl Core {
             lanes: Lanes::new(
                 parts.placement,
                 parts.logs,
-                parts.shards,
                 now.monotonic,
                 parts.hooks.sync_gate,
             ),
@@ -175,6 +167,7 @@ impl Core {
             control: parts.control,
             connections: Connections::default(),
             sessions: HashMap::new(),
+            live_sessions: 0,
             dirty: Vec::new(),
             retry: Vec::new(),
             congested: Vec::new(),
@@ -214,8 +207,9 @@ impl Core {
                 }
             }
         }
-        (self.totals.commits, self.totals.committed) = self.lanes.commits();
-        tracing::info!(core = self.id.0, totals = ?self.totals, "core stopped");
+        tracing::info!(core = self.id.0, totals = ?self.totals(), "core stopped");
+        // A bounded channel keeps what nobody will take: who asked shall not wait for an answer.
+        drop(self.control.try_iter().last());
         self.lanes.durable_ends()
     }
 
@@ -229,7 +223,7 @@ impl Core {
         self.retry_stalled();
         self.tick();
         let more_input = self.sockets.has_work();
-        self.lanes.flush(&self.now, more_input, &mut self.sockets);
+        self.lanes.poll(&self.now, more_input, &mut self.sockets);
         self.carry_out();
         self.send_dirty();
         self.mesh.publish();
@@ -307,9 +301,15 @@ impl Core {
         }
         self.next_tick = self.now.monotonic + TICK;
         self.lanes.release_held(&self.now);
+        if self.populating == 0 {
+            self.lanes.unmap_removed();
+        }
         while let Ok(control) = self.control.try_recv() {
             match control {
                 Control::Drain { deadline } => self.drain(deadline),
+                Control::Report(reply) => {
+                    let _ = reply.try_send(self.report()); // who asked may have left
+                }
             }
         }
         while let Some(id) = pop_due(&mut self.greeting, self.now.monotonic) {

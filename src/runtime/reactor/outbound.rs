@@ -149,7 +149,10 @@ impl Core {
             return Pulled::All;
         };
         let shard = live.shard;
-        let head = self.lanes.shard(shard).users().get(user).head();
+        let Some(inbox) = self.lanes.shard(shard) else {
+            return Pulled::Damaged;
+        };
+        let head = inbox.users().get(user).head();
         while let Some(next) = live.session.next(head) {
             if plain.len() >= SEND_BYTES_MAX {
                 return Pulled::More;
@@ -168,8 +171,8 @@ impl Core {
                     continue;
                 }
             };
-            let users = self.lanes.shard(shard).users();
-            let Some(position) = users.get(user).position(seq) else {
+            let inbox = self.lanes.shard(shard).map(|shard| shard.users().get(user));
+            let Some(slot) = inbox.and_then(|inbox| inbox.slot(seq)) else {
                 // History left the index behind this session's back. A fetch ends early, and asking
                 // on tells its client where history begins now; a push can only begin again.
                 if tag == 0 {
@@ -178,7 +181,19 @@ impl Core {
                 live.session.cut_fetch();
                 continue;
             };
-            let log = self.lanes.log_mut(shard);
+            let Some(position) = slot.position() else {
+                let last = inbox.and_then(|inbox| inbox.gap_end(seq)).unwrap_or(seq);
+                let gap = v2::Gap {
+                    first: seq.0,
+                    last: last.0,
+                    reason: v2::GapReason::Lost.into(),
+                    fetch_tag: tag,
+                };
+                wire::encode_gap(plain, gap);
+                live.session.skipped(next, last);
+                continue;
+            };
+            let log = self.lanes.files_mut(shard);
             if let Some((address, bytes)) = log.cold_range(position, ENTRY_SPAN_BYTES) {
                 if self.populating >= POPULATES_MAX {
                     self.waiting_to_populate.push(id);
@@ -212,7 +227,7 @@ impl Core {
         fetch_tag: u64,
         plain: &mut Vec<u8>,
     ) -> Option<usize> {
-        let item = match self.lanes.log_mut(shard).item(position) {
+        let item = match self.lanes.files_mut(shard).item(position) {
             Ok(item) => item,
             Err(error) => {
                 tracing::error!(shard = shard.0, seq = seq.0, lsn = position, %error, "an entry is damaged and was not delivered; stop the switch and restore the log from a backup");
@@ -255,7 +270,7 @@ impl Core {
             && let Some((shard, position)) = connection.populating
         {
             self.lanes
-                .log_mut(shard)
+                .files_mut(shard)
                 .mark_resident(position, ENTRY_SPAN_BYTES);
         }
         self.pull_again(id);

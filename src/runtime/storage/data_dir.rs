@@ -21,7 +21,14 @@ const LOCK_NAME: &str = "LOCK";
 const SUPER_NAMES: [&str; 2] = ["SUPER.a", "SUPER.b"];
 /// What a directory may hold and still be formatted: our own beginnings, the development keys, and
 /// what a file system puts into its root.
-const NOT_DATA: [&str; 5] = [LOCK_NAME, "dev", "lost+found", "SUPER.a.tmp", "SUPER.b.tmp"];
+const NOT_DATA: [&str; 6] = [
+    LOCK_NAME,
+    "dev",
+    "lost+found",
+    "admin.sock",
+    "SUPER.a.tmp",
+    "SUPER.b.tmp",
+];
 /// Bytes of the lock file that are read: what we write, with room.
 const LOCK_BYTES_MAX: u64 = 512;
 
@@ -259,13 +266,8 @@ impl DataDir {
         write_super(&self.path, &super_block)
     }
 
-    /// Directory of the segments of log `log_no`.
-    pub(super) fn log_path(&self, log_no: u32) -> PathBuf {
-        log_path(&self.path, log_no)
-    }
-
     /// What the headers of the segments of log `log_no` say.
-    pub(super) fn identity(&self, log_no: u32) -> NodeIdentity {
+    pub fn identity(&self, log_no: u32) -> NodeIdentity {
         NodeIdentity {
             cluster_id: self.super_block.cluster_id,
             node_id: self.super_block.node_id,
@@ -274,8 +276,14 @@ impl DataDir {
     }
 }
 
-fn log_path(path: &Path, log_no: u32) -> PathBuf {
+/// Directory of the segments of log `log_no`.
+pub(super) fn log_path(path: &Path, log_no: u32) -> PathBuf {
     path.join(format!("log-{log_no:02}"))
+}
+
+/// Directory of the checkpoints of log `log_no`.
+pub(super) fn checkpoints_path(path: &Path, log_no: u32) -> PathBuf {
+    path.join(format!("ckpt-{log_no:02}"))
 }
 
 fn create(path: &Path) -> Result<(), DataDirError> {
@@ -441,6 +449,13 @@ fn new_super_block(path: &Path, format: &Format) -> Result<SuperBlock, DataDirEr
 /// Creates the logs' directories at the first open; later they must be there.
 fn open_logs(path: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> {
     for log_no in 0..super_block.logs {
+        let checkpoints = checkpoints_path(path, log_no);
+        if !checkpoints.is_dir() {
+            // Without its checkpoints a log is replayed from its beginning, or refused.
+            private_dirs()
+                .create(&checkpoints)
+                .map_err(failed("create", &checkpoints))?;
+        }
         let log = log_path(path, log_no);
         if log.is_dir() {
             continue;

@@ -61,6 +61,14 @@ impl SegmentMap {
     }
 }
 
+/// Lets the page cache forget a file, but for what it has not written back: the next read shows what
+/// the disk has. Advice only.
+pub fn drop_cache(file: &File) {
+    // SAFETY: the call takes a descriptor, which `file` keeps open during it, and numbers; it touches
+    // no memory of this process.
+    let _ = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
 /// Reserves `len` bytes of disk for `file`, so that a full disk is known before the first write.
 pub fn reserve(file: &File, len: u64) -> io::Result<()> {
     let Ok(len) = libc::off_t::try_from(len) else {

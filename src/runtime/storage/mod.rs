@@ -4,26 +4,30 @@
 //!   LOCK              held by flock; names the process and its address
 //!   SUPER.a SUPER.b   the superblock, written alternately
 //!   log-00/ 0000000000000000.seg 0000000004000000.seg …     named by their first position
-//!   ckpt-00/          reserved for checkpoints
+//!   ckpt-00/ 0000000010003a40.ckpt …   named by the position that a replay begins at
 //!   dev/              keys and certificate of `serve --dev`; not the storage's
 //! ```
-//! A [`Log`] belongs to one core's thread and never blocks it: [`Log::place`] gives a frame its
-//! place and returns the writes, which the core submits; [`Log::durable`] takes the answer. A
-//! thread per log prepares the segments ahead (see [`spare`]). Start-up reads all, cuts a torn
-//! tail, and deletes nothing.
+//! What happens to them is the store's decision (`crate::store`); [`Files`] does it. It belongs to one
+//! core's thread and never blocks it: flushes go through the core's ring, and two threads per log do
+//! what takes long (see [`spare`] and `keeper`). Start-up reads what a replay needs, cuts a torn tail,
+//! and deletes nothing.
 
+mod blocking;
 mod data_dir;
+mod files;
+mod keeper;
 mod limits;
-mod log;
 mod mmap;
-mod recover;
+mod open;
 pub mod spare;
 mod super_block;
 #[cfg(test)]
 mod tests;
 
+pub use blocking::BlockingLog;
 pub use data_dir::{DataDir, DataDirError, Format};
-pub use limits::{BLOCK_BYTES, LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX, SPARES};
-pub use log::{Flush, Log, LogError, PlaceError, ReadError, Write};
-pub use spare::Space;
+pub use files::{FileWrite, Files, ReadError};
+pub use limits::{BLOCK_BYTES, LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
+pub use crate::log::Space;
+pub use open::{LogError, Mapped, open_log};
 pub use super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};

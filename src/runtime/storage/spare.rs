@@ -24,27 +24,16 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use tracing::{info, warn};
 
 use crate::log::SegmentSize;
-use crate::log::limits::SEGMENT_HEADER_BYTES;
+use crate::log::limits::{SEGMENT_HEADER_BYTES, SPARES};
 
 use super::limits::{
-    SPARE_RETRY_MS, SPARE_RETRY_MS_MAX, SPARES, ZERO_SYNC_BYTES, ZERO_WRITE_BYTES,
+    SPARE_RETRY_MS, SPARE_RETRY_MS_MAX, ZERO_SYNC_BYTES, ZERO_WRITE_BYTES,
 };
 use super::mmap::{SegmentMap, reserve};
 
 /// Requests under way to the thread. Full: a file is closed by the core, which is only slower.
 const REQUESTS_MAX: usize = 64;
 const _: () = assert!(SPARES < REQUESTS_MAX);
-
-/// How a log stands with its disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Space {
-    /// Spares are there or being made.
-    Enough,
-    /// No new spare can be made, at least one is left: refuse new sends, go on with the rest.
-    Low,
-    /// No spare can be made and none is left: what does not fit the open segment cannot be written.
-    Full,
-}
 
 /// A zeroed segment, ready to be opened.
 #[derive(Debug)]

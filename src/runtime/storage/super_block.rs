@@ -10,7 +10,7 @@ use super::limits::{LOGS_MAX, SHARDS_MAX};
 /// Bytes of a superblock file.
 pub const SUPER_BYTES: usize = 4096;
 /// Version of the data directory that this program reads and writes.
-pub const SUPER_VERSION: u32 = 1;
+pub const SUPER_VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"IRIS-SUP";
 const CRC_AT: usize = SUPER_BYTES - 4;
@@ -43,7 +43,7 @@ pub struct SuperBlock {
     /// Per log: position up to which it was known durable when this was written. A log that ends
     /// before it has lost data.
     pub durable_lsn: Vec<u64>,
-    /// Per log: position of the newest checkpoint; 0 until there are checkpoints.
+    /// Per log: zero; the newest checkpoint is the newest file that is whole.
     pub checkpoint_lsn: Vec<u64>,
 }
 
@@ -192,12 +192,12 @@ mod tests {
     #[test]
     fn another_version_is_not_taken_for_corruption() {
         let other = SuperBlock {
-            format_version: 2,
+            format_version: 3,
             ..example()
         };
         assert_eq!(
             SuperBlock::decode(&other.encode()),
-            Err(SuperFault::Version(2))
+            Err(SuperFault::Version(3))
         );
     }
 }

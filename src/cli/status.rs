@@ -1,0 +1,258 @@
+//! `iris status`: asks the switch of this machine how it is.
+
+use std::fmt::Write as _;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{DATA_DEFAULT, Failure, output};
+use crate::runtime::admin::{REQUEST_MAX, STATUS_PATH, Status, socket};
+use crate::runtime::report::{CoreReport, LogReport};
+use crate::runtime::storage::Space;
+
+/// Bytes of an answer that are read at most: 64 cores and 128 logs take less than a tenth of it.
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
+/// A little more than the switch takes for itself.
+const PATIENCE: Duration = REQUEST_MAX.saturating_add(Duration::from_secs(1));
+
+#[derive(Debug, Args)]
+#[command(long_about = "\
+Ask the switch that serves a data directory whether it is ready, and print why not, and a short table. \
+Ready means that everything is served as it should be. It asks over the socket DATA/admin.sock, which \
+belongs to the switch's user: run it as that user, or as root.
+
+The socket speaks HTTP for other programs: GET /healthz, /readyz, /metrics (Prometheus), /status (JSON).")]
+#[command(after_long_help = "\
+Examples:
+  iris status
+  iris status --data /var/lib/iris --json
+  curl --unix-socket iris-data/admin.sock http://iris/metrics
+
+Exit codes:
+  0  ready
+  1  not ready; the reasons are on standard output. Or no sensible answer: standard error says why
+  2  wrong usage, or no switch runs on that directory")]
+pub(super) struct StatusArgs {
+    /// The data directory of the switch
+    #[arg(long, value_name = "DIR", default_value = DATA_DEFAULT)]
+    data: PathBuf,
+    /// Print everything as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
+    let body = ask(&args.data)?;
+    let status: Status =
+        serde_json::from_str(&body).map_err(|error| no_sense(&args.data, &error))?;
+    let text = if args.json {
+        body.trim_end().to_owned()
+    } else {
+        table(&status)
+    };
+    output::print(&text)?;
+    if status.ready {
+        Ok(())
+    } else {
+        Err(Failure::NotReady)
+    }
+}
+
+/// The body of the switch's answer.
+fn ask(data: &Path) -> Result<String, Failure> {
+    let mut stream = socket::connect(data).map_err(|error| not_reached(data, &error))?;
+    let answer = exchange(&mut stream).map_err(|error| no_sense(data, &error))?;
+    let (head, body) = answer
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| no_sense(data, &"it is cut"))?;
+    match head.split(' ').nth(1) {
+        Some("200") => Ok(body.to_owned()),
+        _ => Err(no_sense(data, &head.lines().next().unwrap_or_default())),
+    }
+}
+
+/// HTTP/1.0: one request, and the answer ends where the connection does.
+fn exchange(stream: &mut UnixStream) -> std::io::Result<String> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("GET {STATUS_PATH} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn not_reached(data: &Path, error: &std::io::Error) -> Failure {
+    let place = data.join(socket::NAME);
+    let place = place.display();
+    Failure::NotRunning(match error.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
+            "no switch answers on {place} ({error}): none runs on that directory, or it is still \
+             reading its logs; start one with `iris serve`, or give another directory with --data"
+        ),
+        ErrorKind::PermissionDenied => format!(
+            "may not ask the switch on {place} ({error}); run this as the switch's user or as root"
+        ),
+        _ => {
+            format!("cannot ask the switch on {place} ({error}); check the path given with --data")
+        }
+    })
+}
+
+fn no_sense(data: &Path, why: &dyn std::fmt::Display) -> Failure {
+    Failure::Told(format!(
+        "the switch on {} took the question and gave no sensible answer ({why}); look at its log, and \
+         restart it if this goes on",
+        data.join(socket::NAME).display()
+    ))
+}
+
+/// For people.
+fn table(status: &Status) -> String {
+    let mut text = String::from(if status.ready {
+        "ready\n"
+    } else {
+        "not ready\n"
+    });
+    for reason in &status.reasons {
+        let _ = writeln!(text, "  {reason}");
+    }
+    let _ = writeln!(
+        text,
+        "\niris {}, process {}, on {}\n",
+        status.version, status.pid, status.address
+    );
+    let mut cores = vec![cells([
+        "core",
+        "connections",
+        "sessions",
+        "commits",
+        "entries sent",
+    ])];
+    cores.extend(status.cores.iter().map(core_row));
+    text.push_str(&columns(&cores));
+    let mut of_logs: Vec<&LogReport> = status.cores.iter().flat_map(|core| &core.logs).collect();
+    of_logs.sort_by_key(|log| log.log);
+    let mut logs = vec![cells([
+        "log",
+        "durable",
+        "not yet",
+        "segments",
+        "used bytes",
+        "space",
+        "damaged shards",
+    ])];
+    logs.extend(of_logs.into_iter().map(log_row));
+    text.push('\n');
+    text.push_str(&columns(&logs));
+    text.trim_end().to_owned()
+}
+
+fn cells<const N: usize>(texts: [&str; N]) -> Vec<String> {
+    texts.map(str::to_owned).to_vec()
+}
+
+fn core_row(core: &CoreReport) -> Vec<String> {
+    vec![
+        core.core.to_string(),
+        core.connections.to_string(),
+        core.sessions.to_string(),
+        core.totals.commits.to_string(),
+        core.totals.entries.to_string(),
+    ]
+}
+
+fn log_row(log: &LogReport) -> Vec<String> {
+    let space = match log.space {
+        Space::Enough => "enough",
+        Space::Low => "low",
+        Space::Full => "full",
+    };
+    let damaged: Vec<String> = log.damaged_shards.iter().map(u16::to_string).collect();
+    vec![
+        log.log.to_string(),
+        log.durable_lsn.to_string(),
+        log.end_lsn.saturating_sub(log.durable_lsn).to_string(),
+        log.segments.to_string(),
+        log.used_bytes.to_string(),
+        space.to_owned(),
+        if damaged.is_empty() {
+            "none".to_owned()
+        } else {
+            damaged.join(",")
+        },
+    ]
+}
+
+/// Rows whose columns stand below each other.
+fn columns(rows: &[Vec<String>]) -> String {
+    let mut text = String::new();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(String::len).max().unwrap_or(0)
+    };
+    for row in rows {
+        let cells = row.iter().enumerate();
+        let padded: Vec<String> = cells
+            .map(|(column, cell)| format!("{cell:<width$}", width = width(column)))
+            .collect();
+        let _ = writeln!(text, "{}", padded.join("  ").trim_end());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        let log = LogReport {
+            durable_lsn: 4_096,
+            end_lsn: 5_096,
+            segments: 1,
+            used_bytes: 67_108_864,
+            ..LogReport::new(0)
+        };
+        Status {
+            version: "1.2.3".to_owned(),
+            pid: 7,
+            address: "127.0.0.1:7447".parse().unwrap(),
+            ready: true,
+            reasons: Vec::new(),
+            cores: vec![CoreReport {
+                connections: 1_000,
+                logs: vec![log],
+                ..CoreReport::default()
+            }],
+        }
+    }
+
+    #[test]
+    fn the_table_stands_in_columns() {
+        assert_eq!(
+            table(&status()),
+            "ready\n\
+             \n\
+             iris 1.2.3, process 7, on 127.0.0.1:7447\n\
+             \n\
+             core  connections  sessions  commits  entries sent\n\
+             0     1000         0         0        0\n\
+             \n\
+             log  durable  not yet  segments  used bytes  space   damaged shards\n\
+             0    4096     1000     1         67108864    enough  none"
+        );
+    }
+
+    #[test]
+    fn reasons_come_first() {
+        let mut status = status();
+        status.ready = false;
+        status.reasons = vec!["one".to_owned(), "two".to_owned()];
+        status.cores[0].logs[0].damaged_shards = vec![3, 17];
+        let text = table(&status);
+        assert!(text.starts_with("not ready\n  one\n  two\n\n"), "{text}");
+        assert!(text.ends_with("3,17"), "{text}");
+    }
+}

@@ -1,0 +1,205 @@
+//! Whether the switch is ready, and if not, why: one line for each reason, with what to do.
+//!
+//! Ready means that everything is served as it should be. A switch that refuses new messages, or does
+//! not serve some of its users, is alive (`/healthz`) and not ready.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::asker::{ANSWER_MAX, Answer};
+use crate::runtime::report::{CoreReport, LogReport};
+use crate::runtime::storage::Space;
+
+/// What does not change while the process lives.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub version: &'static str,
+    pub pid: u32,
+    pub address: SocketAddr,
+}
+
+impl Facts {
+    pub fn of_this_process(address: SocketAddr) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            address,
+        }
+    }
+}
+
+/// All that is known, as `/status` says it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the program that serves.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// Whether everything is served.
+    pub ready: bool,
+    /// Why not.
+    pub reasons: Vec<String>,
+    /// The cores that answered.
+    pub cores: Vec<CoreReport>,
+}
+
+impl Status {
+    pub(super) fn of(facts: &Facts, answers: &[Answer]) -> Self {
+        let reasons = not_ready(answers);
+        Self {
+            version: facts.version.to_owned(),
+            pid: facts.pid,
+            address: facts.address,
+            ready: reasons.is_empty(),
+            reasons,
+            cores: reports(answers).cloned().collect(),
+        }
+    }
+}
+
+/// What the cores that answered said.
+pub(super) fn reports(answers: &[Answer]) -> impl Iterator<Item = &CoreReport> {
+    answers.iter().filter_map(|answer| match answer {
+        Answer::Report(report) => Some(report),
+        Answer::Silent | Answer::Ended => None,
+    })
+}
+
+/// Which cores are not alive.
+pub(super) fn not_healthy(answers: &[Answer]) -> Vec<String> {
+    let gone = |(core, answer): (usize, &Answer)| match answer {
+        Answer::Report(_) => None,
+        Answer::Silent => Some(format!(
+            "core {core} did not answer within {} ms",
+            ANSWER_MAX.as_millis()
+        )),
+        Answer::Ended => Some(format!("core {core} has ended")),
+    };
+    answers.iter().enumerate().filter_map(gone).collect()
+}
+
+/// Why the switch is not ready; empty: it is.
+pub(super) fn not_ready(answers: &[Answer]) -> Vec<String> {
+    let mut reasons = not_healthy(answers);
+    if reports(answers).any(|report| report.draining) {
+        reasons.push("draining: the switch stops and takes no further connections".to_owned());
+    }
+    let mut logs: Vec<&LogReport> = reports(answers).flat_map(|report| &report.logs).collect();
+    logs.sort_by_key(|log| log.log);
+    for log in logs {
+        reasons.extend(damage(log));
+        reasons.extend(shortage(log));
+    }
+    reasons
+}
+
+fn damage(log: &LogReport) -> Option<String> {
+    let shards: Vec<String> = log.damaged_shards.iter().map(u16::to_string).collect();
+    let number = log.log;
+    match shards.as_slice() {
+        [] => None,
+        [shard] => Some(format!(
+            "log {number}: shard {shard} is damaged and not served; run `iris log salvage`"
+        )),
+        shards => Some(format!(
+            "log {number}: shards {} are damaged and not served; run `iris log salvage`",
+            shards.join(", ")
+        )),
+    }
+}
+
+fn shortage(log: &LogReport) -> Option<String> {
+    let number = log.log;
+    match log.space {
+        Space::Enough => None,
+        Space::Low => Some(format!(
+            "log {number}: the disk has no room for a further segment, new messages are refused; \
+             free space"
+        )),
+        Space::Full => Some(format!(
+            "log {number}: the disk is full, new messages are refused and acknowledgements wait; \
+             free space"
+        )),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// A core with two logs that have nothing to complain of.
+    pub fn healthy(core: u16) -> CoreReport {
+        CoreReport {
+            core,
+            connections: 5,
+            logs: vec![LogReport::new(core), LogReport::new(core + 2)],
+            ..CoreReport::default()
+        }
+    }
+
+    fn one_log(change: impl FnOnce(&mut LogReport)) -> Vec<Answer> {
+        let mut report = healthy(0);
+        change(&mut report.logs[0]);
+        vec![Answer::Report(report)]
+    }
+
+    #[test]
+    fn a_switch_without_a_reason_is_ready() {
+        let answers = [Answer::Report(healthy(0)), Answer::Report(healthy(1))];
+        assert_eq!(not_ready(&answers), [""; 0]);
+        assert_eq!(not_healthy(&answers), [""; 0]);
+    }
+
+    #[test]
+    fn a_core_that_is_silent_or_gone_is_named() {
+        let answers = [Answer::Report(healthy(0)), Answer::Silent, Answer::Ended];
+        let reasons = ["core 1 did not answer within 1000 ms", "core 2 has ended"];
+        assert_eq!(not_healthy(&answers), reasons);
+        assert_eq!(not_ready(&answers), reasons);
+    }
+
+    #[test]
+    fn draining_is_said_once_and_is_no_illness() {
+        let draining = CoreReport {
+            draining: true,
+            ..healthy(0)
+        };
+        let answers = [Answer::Report(draining.clone()), Answer::Report(draining)];
+        let reasons = not_ready(&answers);
+        assert_eq!(reasons.len(), 1);
+        assert!(reasons[0].starts_with("draining"), "{reasons:?}");
+        assert_eq!(not_healthy(&answers), [""; 0]);
+    }
+
+    #[test]
+    fn damaged_shards_are_listed_with_what_to_do() {
+        assert_eq!(
+            not_ready(&one_log(|log| log.damaged_shards = vec![3, 17])),
+            ["log 0: shards 3, 17 are damaged and not served; run `iris log salvage`"]
+        );
+        assert_eq!(
+            not_ready(&one_log(|log| log.damaged_shards = vec![3])),
+            ["log 0: shard 3 is damaged and not served; run `iris log salvage`"]
+        );
+    }
+
+    #[test]
+    fn a_disk_without_room_is_a_reason_and_logs_come_in_order() {
+        let (mut one, mut two) = (healthy(0), healthy(1));
+        one.logs[1].space = Space::Full; // log 2
+        two.logs[0].space = Space::Low; // log 1
+        let reasons = not_ready(&[Answer::Report(one), Answer::Report(two)]);
+        assert_eq!(reasons.len(), 2);
+        assert!(
+            reasons[0].starts_with("log 1: the disk has no room"),
+            "{reasons:?}"
+        );
+        assert!(
+            reasons[1].starts_with("log 2: the disk is full"),
+            "{reasons:?}"
+        );
+    }
+}

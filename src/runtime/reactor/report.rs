@@ -1,0 +1,51 @@
+//! A core's report, made when the admin thread asks for one: a few reads, no loop over connections.
+
+use super::Core;
+use crate::placement::LogId;
+use crate::runtime::report::{CoreReport, LogReport, Totals};
+use crate::store::Status;
+
+impl Core {
+    /// This core as it is now.
+    pub(super) fn report(&mut self) -> CoreReport {
+        CoreReport {
+            core: self.id.0,
+            totals: self.totals(),
+            connections: self.sockets.count() as u64,
+            sessions: self.live_sessions,
+            draining: self.draining.is_some(),
+            logs: self
+                .lanes
+                .statuses()
+                .map(|(id, status, damaged)| log_report(id, &status, damaged))
+                .collect(),
+        }
+    }
+
+    /// What it has done, with what its lanes count.
+    pub(super) fn totals(&self) -> Totals {
+        let (commits, committed) = self.lanes.commits();
+        Totals {
+            commits,
+            committed,
+            ..self.totals
+        }
+    }
+}
+
+/// One log as it is now.
+fn log_report(id: LogId, status: &Status, damaged_shards: Vec<u16>) -> LogReport {
+    LogReport {
+        log: id.0,
+        end_lsn: status.end,
+        durable_lsn: status.durable,
+        space: status.space,
+        segments: status.segments as u64,
+        damaged_shards,
+        checkpoint_lsn: status.checkpoint,
+        checkpoint_failures: status.checkpoint_failures,
+        live_bytes: status.live_bytes,
+        used_bytes: status.used_bytes,
+        damaged_entries: status.damaged,
+    }
+}

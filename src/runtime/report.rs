@@ -1,0 +1,104 @@
+//! What a core says of itself when it is asked: plain numbers, copied out in its tick.
+//!
+//! ```text
+//!   admin thread ── Control::Report(reply) ──▶ core, in its next tick ── CoreReport ──▶ admin thread
+//! ```
+//!
+//! A report is a copy: nothing in it is shared, and a core that made one keeps nothing of it. What it
+//! means (ready or not, which metric) is decided by who asked (`super::admin`).
+
+use serde::{Deserialize, Serialize};
+
+use super::storage::Space;
+
+/// What a core has done since it started. Plain numbers of one thread; logged when it stops.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// Turns of its loop.
+    pub turns: u64,
+    /// Times that it slept in its ring.
+    pub sleeps: u64,
+    /// Events taken from sockets, disks and jobs.
+    pub events: u64,
+    /// Sends submitted to sockets.
+    pub sends: u64,
+    /// Entries handed to sessions, repeated ones included.
+    pub entries: u64,
+    /// Syncs of its logs that returned.
+    pub commits: u64,
+    /// Batches of shards in them.
+    pub committed: u64,
+}
+
+/// One core at one instant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)] // another version's may have fewer fields
+pub struct CoreReport {
+    /// Its number, from 0; not that of its processor.
+    pub core: u16,
+    /// What it has done.
+    pub totals: Totals,
+    /// Sockets of clients, strangers and closing ones included.
+    pub connections: u64,
+    /// Devices that are logged in here.
+    pub sessions: u64,
+    /// It stops: it takes no further connections.
+    pub draining: bool,
+    /// Its logs, in order.
+    pub logs: Vec<LogReport>,
+}
+
+/// One log at one instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogReport {
+    /// Its number.
+    pub log: u16,
+    /// Position behind the last frame that was placed.
+    pub end_lsn: u64,
+    /// Position up to which all is durable.
+    pub durable_lsn: u64,
+    /// How it stands with its disk.
+    pub space: Space,
+    /// Segments with frames; spares are not counted.
+    pub segments: u64,
+    /// Shards that are not served because their data is damaged, in order.
+    pub damaged_shards: Vec<u16>,
+    /// Where recovery would begin to scan, by the last checkpoint. `None`: there is none.
+    pub checkpoint_lsn: Option<u64>,
+    /// Checkpoints that failed since the start.
+    pub checkpoint_failures: u64,
+    /// Bytes that messages which somebody may still want take in the log; 0 while not known.
+    pub live_bytes: u64,
+    /// Bytes of the segments with frames.
+    pub used_bytes: u64,
+    /// Entries that could not be read back as they were written, since the start.
+    pub damaged_entries: u64,
+}
+
+impl Default for LogReport {
+    fn default() -> Self {
+        Self::new(0)
+    }
+}
+
+impl LogReport {
+    /// A log of which nothing is known yet.
+    #[must_use]
+    pub fn new(log: u16) -> Self {
+        Self {
+            log,
+            end_lsn: 0,
+            durable_lsn: 0,
+            space: Space::Enough,
+            segments: 0,
+            damaged_shards: Vec::new(),
+            checkpoint_lsn: None,
+            checkpoint_failures: 0,
+            live_bytes: 0,
+            used_bytes: 0,
+            damaged_entries: 0,
+        }
+    }
+}

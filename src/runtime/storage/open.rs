@@ -1,0 +1,338 @@
+//! Start-up of one log: map what is there, let the store judge it, do what it asks, make the spares.
+//!
+//! Nothing is written before the store has decided that the log can be used, and nothing is ever
+//! deleted. What was read is made durable before this returns: a process that was killed between write
+//! and sync leaves frames in the page cache only.
+//!
+//! What a replay reads is read past the page cache: after a failed sync the kernel may hold pages there
+//! as if they were on the disk. Dropping them first shows what the disk has (R: D-4).
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use tracing::{error, info, warn};
+
+use crate::log::SegmentSize;
+use crate::log::recovery::{CUT_BLOCK_BYTES, ScanError};
+use crate::store::Setup;
+use crate::store::recover::{Cut, Found, RecoverError, Recovered, recover};
+
+use super::data_dir::DataDir;
+use super::files::{Files, Opened};
+use super::keeper::{Keeper, Places, checkpoint_path};
+use super::mmap::{SegmentMap, drop_cache};
+use super::spare::{Spare, SpareMaker, draw_salt, segment_path, zero};
+
+/// Why a log cannot be used. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The log cannot be used as it is.
+    #[error("log {path}: {source}; {advice} (nothing was changed)")]
+    Unusable {
+        /// The log's directory, or one file in it.
+        path: PathBuf,
+        /// Why.
+        source: RecoverError,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// The system refused something.
+    #[error("cannot {action} {path}: {source}; check the disk and the permissions")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
+    let path = path.to_owned();
+    move |source| LogError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// What lies in the directories of one log, mapped.
+#[derive(Debug)]
+pub struct Mapped {
+    /// Number and bytes of each segment, in order.
+    pub segments: Vec<(u64, SegmentMap)>,
+    /// Position and bytes of each checkpoint, oldest first.
+    pub checkpoints: Vec<(u64, SegmentMap)>,
+    places: Places,
+}
+
+impl Mapped {
+    /// Maps all of a log's files. With `past_cache`, what a replay reads is dropped from the page cache
+    /// first.
+    ///
+    /// # Errors
+    /// When the system refuses; nothing is changed in any case.
+    pub fn open(data_dir: &Path, log_no: u32, size: SegmentSize, past_cache: bool) -> Result<Self, LogError> {
+        let places = Places {
+            segments: super::data_dir::log_path(data_dir, log_no),
+            checkpoints: super::data_dir::checkpoints_path(data_dir, log_no),
+            size,
+        };
+        let mut checkpoints = Vec::new();
+        for lsn in numbers(&places.checkpoints, ".ckpt")? {
+            let path = checkpoint_path(&places.checkpoints, lsn);
+            let map = map(&path, u64::MAX, past_cache)?;
+            checkpoints.push((lsn, map));
+        }
+        let newest = checkpoints.last().map_or(0, |(lsn, _)| size.index_of(*lsn));
+        let mut segments = Vec::new();
+        for lsn in numbers(&places.segments, ".seg")? {
+            let index = size.index_of(lsn);
+            if size.offset_of(lsn) != 0 {
+                warn!(path = %segment_path(&places.segments, size, index).display(), "not a log segment, left alone");
+                continue;
+            }
+            let path = segment_path(&places.segments, size, index);
+            let map = map(&path, size.bytes(), past_cache && index >= newest)?;
+            segments.push((index, map));
+        }
+        Ok(Self {
+            segments,
+            checkpoints,
+            places,
+        })
+    }
+
+    /// Calls `take` with everything, as recovery wants it.
+    pub fn found<R>(&self, durable_lsn: u64, take: impl FnOnce(Found<'_>) -> R) -> R {
+        let segments = slices(&self.segments);
+        let checkpoints = slices(&self.checkpoints);
+        take(Found {
+            checkpoints: &checkpoints,
+            segments: &segments,
+            durable_lsn,
+        })
+    }
+}
+
+fn slices(files: &[(u64, SegmentMap)]) -> Vec<(u64, &[u8])> {
+    files
+        .iter()
+        .map(|(number, map)| (*number, map.bytes()))
+        .collect()
+}
+
+/// Opens log `log_no` of a data directory. Blocks; for start-up.
+///
+/// # Errors
+/// See [`LogError`]: nothing has been changed then.
+pub fn open_log(
+    data_dir: &DataDir,
+    log_no: u32,
+    setup: Setup,
+) -> Result<(crate::store::Store, Files), LogError> {
+    let size = setup.size;
+    let mapped = Mapped::open(data_dir.path(), log_no, size, true)?;
+    let directory = mapped.places.segments.clone();
+    for (_, map) in &mapped.segments {
+        map.read_sequentially();
+    }
+    let known = data_dir.super_block().durable_lsn[log_no as usize];
+    let recovered = mapped.found(known, |found| recover(setup, found));
+    let recovered = recovered.map_err(|error| explain(error, &directory, size))?;
+    report(log_no, &directory, size, &recovered);
+    cut(&directory, size, &recovered)?;
+    let Recovered {
+        mut store, behind, ..
+    } = recovered;
+    let mut opened = Opened {
+        size,
+        segments: Vec::new(),
+        active: None,
+        spares: Vec::new(),
+        maker: SpareMaker::start(&directory, size).map_err(failed("prepare", &directory))?,
+        keeper: Keeper::start(&mapped.places).map_err(failed("prepare", &directory))?,
+        durable: store.durable_end(),
+    };
+    let active = store.active_segment();
+    let mut spares_whole = true;
+    for (index, map) in mapped.segments {
+        let path = segment_path(&directory, size, index);
+        let is_whole = map.bytes().len() as u64 == size.bytes();
+        map.read_normally();
+        if !behind.contains(&index) {
+            let mut map = map;
+            if Some(index) == active {
+                let file = open_for_writing(&path)?;
+                if !is_whole {
+                    map = lengthen(&file, map, size).map_err(failed("lengthen", &path))?;
+                }
+                opened.active = Some((index, file));
+            }
+            opened.segments.push((index, map));
+        } else if is_whole && spares_whole {
+            let file = open_for_writing(&path)?;
+            let salt = draw_salt().map_err(failed("draw a salt for", &path))?;
+            store.spare_ready(index, salt);
+            opened.spares.push(Spare {
+                index,
+                file,
+                map,
+                salt,
+            });
+        } else {
+            spares_whole = false; // in the making: the thread makes it, and those behind it, anew
+        }
+    }
+    let mut files = Files::new(opened);
+    prepare(&mut store, &mut files);
+    Ok((store, files))
+}
+
+/// A new log waits for its first segment: a switch that is ready takes messages.
+fn prepare(store: &mut crate::store::Store, files: &mut Files) {
+    while let Some(segment) = store.wants_segment() {
+        files.prepare(segment);
+    }
+    if store.active_segment().is_none() {
+        files.wait_for_spare(store);
+    }
+}
+
+/// The numbers in the names of files that end in `suffix`, in order.
+fn numbers(directory: &Path, suffix: &str) -> Result<Vec<u64>, LogError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let name = entry.map_err(failed("list", directory))?.file_name();
+        match number_of(&name.to_string_lossy(), suffix) {
+            Some(lsn) => found.push(lsn),
+            None => {
+                warn!(path = %directory.join(name).display(), "not a file of the log, left alone");
+            }
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+fn number_of(name: &str, suffix: &str) -> Option<u64> {
+    let digits = name.strip_suffix(suffix)?;
+    let lower = digits
+        .bytes()
+        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if digits.len() != 16 || !lower {
+        return None;
+    }
+    u64::from_str_radix(digits, 16).ok()
+}
+
+fn map(path: &Path, bytes_max: u64, past_cache: bool) -> Result<SegmentMap, LogError> {
+    let map = File::open(path).and_then(|file| {
+        let len = file.metadata()?.len().min(bytes_max);
+        if past_cache {
+            drop_cache(&file);
+        }
+        SegmentMap::new(&file, len as usize)
+    });
+    map.map_err(failed("map", path))
+}
+
+fn explain(error: RecoverError, directory: &Path, size: SegmentSize) -> LogError {
+    let at = match &error {
+        RecoverError::Scan(
+            ScanError::Foreign { at, .. }
+            | ScanError::Version { at, .. }
+            | ScanError::Malformed { at, .. },
+        ) => Some(*at),
+        _ => None,
+    };
+    let advice = match &error {
+        RecoverError::Scan(ScanError::Foreign { .. }) => {
+            "put the segment of this data directory in its place"
+        }
+        RecoverError::Scan(ScanError::Version { .. } | ScanError::Malformed { .. })
+        | RecoverError::Apply(_)
+        | RecoverError::OtherShard { .. } => "run the program that wrote it",
+        _ => "restore it from a backup",
+    };
+    let path = at.map_or_else(
+        || directory.to_owned(),
+        |at| segment_path(directory, size, size.index_of(at)),
+    );
+    LogError::Unusable {
+        path,
+        source: error,
+        advice,
+    }
+}
+
+/// Says what was found, damage above all.
+fn report(log_no: u32, directory: &Path, size: SegmentSize, recovered: &Recovered) {
+    let found = &recovered.report;
+    for (lsn, reason) in &found.unusable_checkpoints {
+        warn!(log = log_no, lsn, %reason, "a checkpoint cannot be used; an older one or the log itself is");
+    }
+    for hole in &found.holes {
+        let path = segment_path(directory, size, size.index_of(hole.from));
+        error!(log = log_no, path = %path.display(), offset = size.offset_of(hole.from), lsn = hole.from, fault = %hole.fault, "log segment is damaged: bytes that had been durable are not what they were; nothing was changed");
+    }
+    for quarantine in recovered.store.quarantined() {
+        error!(log = log_no, shard = quarantine.shard.0, reason = %quarantine.reason, "the shard is damaged and is not served, the others are; list what is lost with `iris log salvage`, or restore the data directory from a backup");
+    }
+    info!(
+        log = log_no,
+        lsn = found.end,
+        scanned_from = found.scanned_from,
+        frames = found.frames,
+        records = found.records,
+        entries = found.entries,
+        "log recovered"
+    );
+}
+
+/// Zeroes what an interrupted flush left behind the end, and syncs what was read.
+fn cut(directory: &Path, size: SegmentSize, recovered: &Recovered) -> Result<(), LogError> {
+    let zeros = [0; CUT_BLOCK_BYTES];
+    for Cut {
+        segment,
+        offset,
+        len,
+    } in &recovered.cuts
+    {
+        let path = segment_path(directory, size, *segment);
+        open_for_writing(&path)?
+            .write_all_at(&zeros[..*len], *offset as u64)
+            .map_err(failed("cut", &path))?;
+    }
+    for segment in &recovered.unsynced {
+        let path = segment_path(directory, size, *segment);
+        open_for_writing(&path)?
+            .sync_all()
+            .map_err(failed("sync", &path))?;
+    }
+    let bytes: usize = recovered.cuts.iter().map(|cut| cut.len).sum();
+    if bytes > 0 {
+        let lsn = recovered.report.end;
+        warn!(directory = %directory.display(), lsn, bytes, "torn tail cut");
+    }
+    Ok(())
+}
+
+fn open_for_writing(path: &Path) -> Result<File, LogError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(failed("open", path))
+}
+
+/// A segment that lost its zeros at the end gets them back.
+fn lengthen(file: &File, map: SegmentMap, size: SegmentSize) -> io::Result<SegmentMap> {
+    let len = map.bytes().len() as u64;
+    zero(file, len, size.bytes(), &AtomicBool::new(false))?;
+    SegmentMap::new(file, size.bytes() as usize)
+}
