@@ -217,8 +217,9 @@ pub struct Batch {
     payload: Vec<u8>,
     /// One for each item.
     replies: Vec<Option<ReplyTo>>,
-    /// Answers that wait for this batch because they follow a send in it.
-    answers: Vec<Effect>,
+    /// Answers that wait for this batch because they follow a send in it, and behind how many of its
+    /// items each one stands.
+    answers: Vec<(usize, Effect)>,
 }
 
 impl Batch {
@@ -461,7 +462,8 @@ impl Shard {
             None => effects.push(answer),
             Some(underway) => {
                 let index = underway.index;
-                self.batch_mut(index).answers.push(answer);
+                let batch = self.batch_mut(index);
+                batch.answers.push((batch.replies.len(), answer));
             }
         }
     }
@@ -564,10 +566,10 @@ impl Shard {
             payload: &batch.payload,
             position,
         };
-        if let Err(error) = self.apply(&entry, &batch.replies, effects) {
+        if let Err(error) = self.apply_all(&entry, &batch.replies, &batch.answers, effects) {
             unreachable!("a batch of this process is not applicable: {error}");
         }
-        effects.append(&mut batch.answers);
+        batch.answers.clear();
         if self.spare.len() < SPARE_BATCHES_MAX {
             batch.payload.clear();
             batch.payload.shrink_to(SPARE_BATCH_BYTES_MAX);
@@ -623,6 +625,18 @@ impl Shard {
         replies: &[Option<ReplyTo>],
         effects: &mut Vec<Effect>,
     ) -> Result<(), ApplyError> {
+        self.apply_all(entry, replies, &[], effects)
+    }
+
+    /// The same, with further answers, each behind so many of the items.
+    fn apply_all(
+        &mut self,
+        entry: &Entry<'_>,
+        replies: &[Option<ReplyTo>],
+        answers: &[(usize, Effect)],
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), ApplyError> {
+        let mut answers = answers.iter().peekable();
         let (shard, index) = (self.id.0, entry.index);
         if index != self.applied + 1 {
             return Err(ApplyError::Order {
@@ -661,6 +675,10 @@ impl Shard {
                     }
                 }
                 Command::Trim { user, oldest } => self.apply_trim(user, oldest),
+            }
+            let is_due = |(behind, _): &&(usize, Effect)| *behind <= number + 1;
+            while let Some((_, answer)) = answers.next_if(is_due) {
+                effects.push(*answer);
             }
         }
         self.applied = index;

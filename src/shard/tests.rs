@@ -213,6 +213,25 @@ fn a_send_repeated_while_it_is_under_way_is_accepted_only_when_it_is_durable() {
 
 /// R: B-4
 #[test]
+fn answers_to_repeated_sends_come_before_those_to_sends_behind_them_in_the_same_batch() {
+    let mut world = World::new(10);
+    world.send("ann", "ben", 1, 1);
+    world.send("ann", "ben", 2, 2);
+    // The connection ends, and the next one repeats what was not answered and goes on.
+    world.send("ann", "ben", 1, 11);
+    world.send("ann", "ben", 2, 12);
+    world.send("ann", "ben", 3, 13);
+    world.write_and_commit();
+    let accepted = world.effects().into_iter().filter_map(|effect| match effect {
+        Effect::Accepted { reply, n } => Some((reply.tag, n.0)),
+        _ => None,
+    });
+    let expected = [(1, 1), (2, 2), (11, 1), (12, 2), (13, 3)];
+    assert_eq!(accepted.collect::<Vec<_>>(), expected);
+}
+
+/// R: B-4
+#[test]
 fn a_skipped_number_is_refused_with_the_number_expected() {
     let mut world = World::new(100);
     world.send("ann", "ben", 2, 10);
