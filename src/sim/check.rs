@@ -176,7 +176,7 @@ impl Check {
             key,
             placement,
             bounds,
-            models: vec![Model::new(size); logs],
+            models: vec![Model::new(size, bounds.inbox_entries_max); logs],
             expected: vec![None; logs],
             messages: Vec::new(),
             seen: seen.collect(),
@@ -222,7 +222,14 @@ impl Check {
         len: usize,
     ) -> (MessageNo, MessageId, Vec<u8>) {
         let no = self.messages.len() as MessageNo;
-        self.messages.push(Message { client, life, to, len, fate: Fate::Waiting, stored: None });
+        self.messages.push(Message {
+            client,
+            life,
+            to,
+            len,
+            fate: Fate::Waiting,
+            stored: None,
+        });
         self.counts.sent += 1;
         (no, MessageId(message_name(no)), body_of(no, len))
     }
@@ -300,10 +307,14 @@ impl Check {
         welcome: &Welcomed,
     ) {
         let cursor = welcome.cursor.0;
-        let (user, device) = (self.seen[client].user.clone(), self.seen[client].device.clone());
+        let (user, device) = (
+            self.seen[client].user.clone(),
+            self.seen[client].device.clone(),
+        );
         let inbox = self.model_of(&user).inboxes.get(&user);
         let Some(registered) = inbox.and_then(|inbox| inbox.device(&device)) else {
-            return world.fail(|| format!("{user}/{device} has a session and is not known durably"));
+            return world
+                .fail(|| format!("{user}/{device} has a session and is not known durably"));
         };
         let (start, oldest) = (registered.start, inbox.map_or(1, |inbox| inbox.oldest));
         let seen = &mut self.seen[client];
@@ -314,7 +325,9 @@ impl Check {
         if cursor > seen.upto {
             let upto = seen.upto;
             world.fail(|| {
-                format!("{user}/{device} had entries up to {upto}, its session begins after {cursor}")
+                format!(
+                    "{user}/{device} had entries up to {upto}, its session begins after {cursor}"
+                )
             });
         } else if position.is_some_and(|position| cursor != position.max(oldest - 1))
             || cursor > wanted.max(oldest - 1)
@@ -367,7 +380,11 @@ impl Check {
         let Some(no) = message_no(&entry.id.0) else {
             return world.fail(|| format!("{user} got {seq}, which nobody sent"));
         };
-        let stored = self.model_of(user).inboxes.get(user).and_then(|inbox| inbox.at(seq));
+        let stored = self
+            .model_of(user)
+            .inboxes
+            .get(user)
+            .and_then(|inbox| inbox.at(seq));
         if stored != Some(no) {
             return world.fail(|| format!("{user} got message {no} as {seq}, which is {stored:?}"));
         }
@@ -403,7 +420,10 @@ impl Check {
                 ));
             }
         }
-        let waiting = self.messages.iter().position(|message| message.fate == Fate::Waiting);
+        let waiting = self
+            .messages
+            .iter()
+            .position(|message| message.fate == Fate::Waiting);
         waiting.map(|no| format!("message {no} was not answered"))
     }
 

@@ -7,7 +7,9 @@
 
 use std::collections::BTreeMap;
 
-use iris_proto::client::{Backoff, Config, Disconnect, End, Event as Happened, Session, Step, Ticket};
+use iris_proto::client::{
+    Backoff, Config, Disconnect, End, Event as Happened, Session, Step, Ticket,
+};
 use iris_proto::id::{DeviceId, Seq, UserId};
 use iris_proto::reject::GoodbyeReason;
 
@@ -15,6 +17,9 @@ use super::check::{Check, user_name};
 use super::model::MessageNo;
 use super::net::{ConnId, Net, Notice, Side};
 use super::world::{Event, World};
+
+/// Messages without an answer over which a user waits.
+const UNANSWERED_MAX: usize = 40;
 
 /// How a device behaves.
 #[derive(Clone, Copy, Debug)]
@@ -112,15 +117,23 @@ impl Client {
             self.kept = None;
         }
         self.position = self.kept;
+        if let Some(kept) = self.kept {
+            around.check.acknowledged(self.id, kept); // its session says so by itself
+        }
         let (id, life, kept) = (self.id, self.life, self.kept);
-        around.world.note(|| format!("client {id}: program {life} starts after {kept:?}"));
+        around
+            .world
+            .note(|| format!("client {id}: program {life} starts after {kept:?}"));
         self.session = Some(Session::new(Config {
             device: Some(device),
             resume_after: self.kept.map(Seq),
             cluster: None,
             send_only: false,
             seed: around.world.dice.roll(),
-            backoff: Backoff { base_ms: 20, max_ms: 1_000 },
+            backoff: Backoff {
+                base_ms: 20,
+                max_ms: 1_000,
+            },
         }));
         self.pump(around);
         self.act_later(around.world);
@@ -134,10 +147,14 @@ impl Client {
     /// The program ends at once, whatever it was at.
     fn stop(&mut self, around: &mut Around<'_>, away_us: u64) {
         let (id, life) = (self.id, self.life);
-        around.world.note(|| format!("client {id}: program {life} ends"));
+        around
+            .world
+            .note(|| format!("client {id}: program {life} ends"));
         self.session = None;
         self.let_go(around);
-        around.check.abandoned(std::mem::take(&mut self.messages).into_values());
+        around
+            .check
+            .abandoned(std::mem::take(&mut self.messages).into_values());
         self.fetched = None;
         around.world.after(away_us, Event::Program(self.id));
     }
@@ -191,13 +208,22 @@ impl Client {
             around.net.sever(around.world, conn);
         } else {
             let for_us = around.world.dice.skewed(1_000, 3_000_000);
-            let side = if around.world.dice.percent(50) { Side::Client } else { Side::Switch };
+            let side = if around.world.dice.percent(50) {
+                Side::Client
+            } else {
+                Side::Switch
+            };
             around.net.stall(around.world, conn, side, for_us);
         }
     }
 
     fn send_some(&mut self, around: &mut Around<'_>) {
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        if session.unanswered() > UNANSWERED_MAX {
+            return;
+        }
         let burst = around.world.dice.range(1, self.habits.burst_max);
         let mut to = around.world.dice.index(self.users);
         for _ in 0..burst {
@@ -219,7 +245,9 @@ impl Client {
     }
 
     fn fetch_some(&mut self, around: &mut Around<'_>) {
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
         let after = around.world.dice.below(self.position.unwrap_or(0) + 3);
         let limit = around.world.dice.range(1, 20) as u32;
         if session.fetch(Seq(after), limit).is_some() {
@@ -229,7 +257,9 @@ impl Client {
 
     /// Writes a position to the device's disk, and perhaps acknowledges it.
     fn keep(&mut self, around: &mut Around<'_>, seq: u64, acknowledge: bool) {
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
         self.kept = Some(self.kept.unwrap_or(0).max(seq));
         if acknowledge && seq > 0 {
             session.ack(around.world.now_ms(), Seq(seq));
@@ -243,7 +273,9 @@ impl Client {
             return;
         }
         let now_ms = around.world.now_ms();
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
         if is_up {
             self.is_connected = true;
             self.asked = self.position;
@@ -261,7 +293,9 @@ impl Client {
             return;
         }
         let now_ms = around.world.now_ms();
-        let Some(session) = &mut self.session else { return };
+        let Some(session) = &mut self.session else {
+            return;
+        };
         match notice {
             Notice::Readable => {
                 let bytes = around.net.receive(around.world, conn, Side::Client);
@@ -293,7 +327,13 @@ impl Client {
     fn wake_at(&mut self, world: &mut World, at_ms: u64) {
         self.alarm += 1;
         let at_us = at_ms.saturating_mul(1_000).max(world.now_us() + 1);
-        world.at(at_us, Event::Client { client: self.id, alarm: self.alarm });
+        world.at(
+            at_us,
+            Event::Client {
+                client: self.id,
+                alarm: self.alarm,
+            },
+        );
     }
 
     /// The loop of a program around its session.
@@ -302,7 +342,9 @@ impl Client {
             while let Some(happened) = self.session.as_mut().and_then(Session::event) {
                 self.happened(around, happened);
             }
-            let Some(session) = &mut self.session else { return };
+            let Some(session) = &mut self.session else {
+                return;
+            };
             match session.step() {
                 Step::Connect { at_ms, .. } => {
                     if self.is_connected {
@@ -347,11 +389,19 @@ impl Client {
 
     fn ended(&mut self, around: &mut Around<'_>, end: &End) {
         let id = self.id;
-        around.world.note(|| format!("client {id}: its session ended: {end}"));
+        around
+            .world
+            .note(|| format!("client {id}: its session ended: {end}"));
         match end {
-            End::Closed | End::Goodbye { reason: GoodbyeReason::Replaced, .. } => {}
+            End::Closed
+            | End::Goodbye {
+                reason: GoodbyeReason::Replaced,
+                ..
+            } => {}
             End::Goodbye { reason, .. } => {
-                around.world.fail(|| format!("client {id}: its session ended by {reason:?}"));
+                around
+                    .world
+                    .fail(|| format!("client {id}: its session ended by {reason:?}"));
             }
         }
         let away_us = around.world.dice.range(1_000, 500_000);
@@ -389,6 +439,25 @@ impl Client {
                     self.keep(around, seq, self.habits.acknowledges || self.is_calm);
                 }
             }
+            Happened::Gap {
+                first,
+                last,
+                ticket,
+                ..
+            } => {
+                let (first, last) = (first.0, last.0);
+                let next = match ticket {
+                    Some(_) => &mut self.fetched,
+                    None => &mut self.position,
+                };
+                if first != next.unwrap_or(0) + 1 {
+                    world.fail(|| format!("client {id} got a gap from {first} behind {next:?}"));
+                }
+                *next = Some(last);
+                if ticket.is_none() {
+                    around.check.gap(world, id, first, last);
+                }
+            }
             Happened::FetchedEntry { entry, .. } => {
                 let after = self.fetched.unwrap_or(0);
                 if entry.seq.0 != after + 1 {
@@ -405,16 +474,24 @@ impl Client {
 
     fn disconnected(&mut self, around: &mut Around<'_>, why: &Disconnect) {
         let id = self.id;
-        around.world.note(|| format!("client {id}: disconnected: {why:?}"));
+        around
+            .world
+            .note(|| format!("client {id}: disconnected: {why:?}"));
         match why {
             Disconnect::Violation(what) => {
-                around.world.fail(|| format!("client {id}: the switch broke the protocol: {what}"));
+                around
+                    .world
+                    .fail(|| format!("client {id}: the switch broke the protocol: {what}"));
             }
             Disconnect::NewEpoch => {
-                around.world.fail(|| format!("client {id}: the switch forgot a stream"));
+                around
+                    .world
+                    .fail(|| format!("client {id}: the switch forgot a stream"));
             }
             Disconnect::OtherCluster => {
-                around.world.fail(|| format!("client {id}: the switch is another one"));
+                around
+                    .world
+                    .fail(|| format!("client {id}: the switch is another one"));
             }
             Disconnect::Lost | Disconnect::Silent | Disconnect::Goodbye(_) => {}
         }

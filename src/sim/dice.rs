@@ -39,7 +39,10 @@ impl Dice {
     }
 
     /// The same for an index.
-    #[expect(clippy::cast_possible_truncation, reason = "the result is below a usize")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the result is below a usize"
+    )]
     pub const fn index(&mut self, bound: usize) -> usize {
         self.below(bound as u64) as usize
     }
@@ -88,7 +91,12 @@ mod tests {
     fn the_same_seed_rolls_the_same_and_another_does_not() {
         let rolls = |seed| {
             let mut dice = Dice::new(seed);
-            [dice.roll(), dice.below(10), dice.range(3, 5), dice.fork(1).roll()]
+            [
+                dice.roll(),
+                dice.below(10),
+                dice.range(3, 5),
+                dice.fork(1).roll(),
+            ]
         };
         assert_eq!(rolls(7), rolls(7));
         assert_ne!(rolls(7)[0], rolls(8)[0]);

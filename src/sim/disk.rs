@@ -173,7 +173,11 @@ impl Fate {
             1 | 2 => Self::Dropped,
             _ => Self::Mixed {
                 kept: dice.range(5, 95),
-                torn: if dice.percent(50) { dice.range(1, 30) } else { 0 },
+                torn: if dice.percent(50) {
+                    dice.range(1, 30)
+                } else {
+                    0
+                },
             },
         }
     }
@@ -275,13 +279,21 @@ impl FakeDisk {
     /// Bytes of all files that have a name.
     #[must_use]
     pub fn used(&self) -> u64 {
-        let names = self.directories.iter().flat_map(|directory| directory.now.values());
-        names.filter_map(|id| self.files.get(id)).map(|file| file.cache.len() as u64).sum()
+        let names = self
+            .directories
+            .iter()
+            .flat_map(|directory| directory.now.values());
+        names
+            .filter_map(|id| self.files.get(id))
+            .map(|file| file.cache.len() as u64)
+            .sum()
     }
 
     /// The files there are, in order.
     pub fn names(&self) -> impl Iterator<Item = Name> + '_ {
-        self.directories.iter().flat_map(|directory| directory.now.keys().copied())
+        self.directories
+            .iter()
+            .flat_map(|directory| directory.now.keys().copied())
     }
 
     /// A file as a program sees it.
@@ -313,7 +325,9 @@ impl FakeDisk {
         // Blocks that were never written read as zeros: only what was there must be overwritten.
         let old = file.medium.len().min(len).div_ceil(SECTOR_BYTES);
         let stale = |sector: &usize| {
-            file.medium[File::sector_range(file.medium.len(), *sector)].iter().any(|byte| *byte != 0)
+            file.medium[File::sector_range(file.medium.len(), *sector)]
+                .iter()
+                .any(|byte| *byte != 0)
         };
         file.dirty = (0..old).filter(stale).collect();
         file.lost.clear();
@@ -351,7 +365,11 @@ impl FakeDisk {
         let id = self.id(name)?;
         let file = self.files.get(&id).ok_or(DiskError::Missing)?;
         let (sectors, len) = (file.dirty.iter().copied().collect(), file.cache.len());
-        Ok(Syncing { file: id, sectors, len })
+        Ok(Syncing {
+            file: id,
+            sectors,
+            len,
+        })
     }
 
     /// A sync has ended well.

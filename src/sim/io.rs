@@ -47,7 +47,11 @@ enum Step {
     Unlink(Name),
     /// Wait, then try a spare again.
     Pause,
-    Read { segment: u64, from: usize, budget: usize },
+    Read {
+        segment: u64,
+        from: usize,
+        budget: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +85,14 @@ impl Jobs {
     /// No operations, on the disk of log number `log`, in a life of the switch.
     #[must_use]
     pub const fn new(log: usize, life: u32, size: SegmentSize) -> Self {
-        Self { log, life, size, next: 0, running: BTreeMap::new(), draft: (0, 0) }
+        Self {
+            log,
+            life,
+            size,
+            next: 0,
+            running: BTreeMap::new(),
+            draft: (0, 0),
+        }
     }
 
     /// Begins what a store asks for.
@@ -93,7 +104,14 @@ impl Jobs {
         self.next += 1;
         self.running.insert(job, Job { purpose, steps });
         let delay = world.dice.skewed(1, 50);
-        world.after(delay, Event::Disk { life: self.life, log: self.log, job });
+        world.after(
+            delay,
+            Event::Disk {
+                life: self.life,
+                log: self.log,
+                job,
+            },
+        );
     }
 
     fn steps(&mut self, io: Io) -> (Purpose, VecDeque<Step>) {
@@ -149,8 +167,16 @@ impl Jobs {
                 steps.push_back(Step::Unlink(Name::Checkpoint(lsn)));
                 Purpose::Silent
             }
-            Io::Harvest { segment, from, budget } => {
-                steps.push_back(Step::Read { segment, from, budget });
+            Io::Harvest {
+                segment,
+                from,
+                budget,
+            } => {
+                steps.push_back(Step::Read {
+                    segment,
+                    from,
+                    budget,
+                });
                 Purpose::Harvest
             }
         };
@@ -204,7 +230,11 @@ impl Jobs {
                 Ok(())
             }
             Some(Step::Pause) => Ok(()),
-            Some(Step::Read { segment, from, budget }) => {
+            Some(Step::Read {
+                segment,
+                from,
+                budget,
+            }) => {
                 let (bytes, size) = (disk.read(Name::Segment(segment)), self.size);
                 harvested = bytes.map(|bytes| harvest(size, segment, bytes, from, budget));
                 Ok(())
@@ -216,12 +246,22 @@ impl Jobs {
         if !steps.is_empty() {
             let delay = duration(world, weather, steps.front());
             self.running.insert(job, Job { purpose, steps });
-            world.after(delay, Event::Disk { life: self.life, log: self.log, job });
+            world.after(
+                delay,
+                Event::Disk {
+                    life: self.life,
+                    log: self.log,
+                    job,
+                },
+            );
             return None;
         }
         match purpose {
             Purpose::Flush => Some(Done::Flushed),
-            Purpose::Spare(segment) => Some(Done::Spare { segment, salt: world.dice.roll() }),
+            Purpose::Spare(segment) => Some(Done::Spare {
+                segment,
+                salt: world.dice.roll(),
+            }),
             Purpose::Checkpoint => Some(Done::Checkpointed(true)),
             Purpose::Harvest => Some(harvested.map_or(Done::Fatal("no segment"), Done::Harvested)),
             Purpose::Silent => None,
@@ -271,7 +311,14 @@ impl Jobs {
         self.next += 1;
         self.running.insert(job, Job { purpose, steps });
         let delay = world.dice.range(20_000, 200_000);
-        world.after(delay, Event::Disk { life: self.life, log: self.log, job });
+        world.after(
+            delay,
+            Event::Disk {
+                life: self.life,
+                log: self.log,
+                job,
+            },
+        );
     }
 }
 
@@ -295,7 +342,12 @@ fn describe(io: &Io) -> String {
                 .flatten()
                 .map(|write| format!("{}@{}+{}", write.segment, write.offset, write.bytes.len()))
                 .collect();
-            format!("flush lsn {:#x} to {:#x}: {}", flush.lsn, flush.end, writes.join(", "))
+            format!(
+                "flush lsn {:#x} to {:#x}: {}",
+                flush.lsn,
+                flush.end,
+                writes.join(", ")
+            )
         }
         Io::CheckpointChunk { bytes } => format!("checkpoint chunk of {} bytes", bytes.len()),
         other => format!("{other:?}"),

@@ -102,7 +102,11 @@ impl Weather {
         let shards = logs + dice.below(6) as u16;
         let segment_bytes = *dice.pick(&[16 * 1024, 32 * 1024, 64 * 1024]);
         let often = |dice: &mut Dice, percent, weight| {
-            if dice.percent(percent) { dice.range(1, weight) } else { 0 }
+            if dice.percent(percent) {
+                dice.range(1, weight)
+            } else {
+                0
+            }
         };
         let faults = Faults {
             kill: often(dice, 60, 10),

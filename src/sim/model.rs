@@ -43,6 +43,8 @@ pub struct Inbox {
     pub oldest: u64,
     /// In the order in which they came.
     pub devices: Vec<ModelDevice>,
+    /// A device came that has more before it than an inbox may take; that is no fault.
+    pub overfull: bool,
 }
 
 impl Inbox {
@@ -55,13 +57,19 @@ impl Inbox {
     /// The lowest cursor.
     #[must_use]
     pub fn floor(&self) -> u64 {
-        self.devices.iter().map(|device| device.cursor).min().unwrap_or(0)
+        self.devices
+            .iter()
+            .map(|device| device.cursor)
+            .min()
+            .unwrap_or(0)
     }
 
     /// The message of a `seq`.
     #[must_use]
     pub fn at(&self, seq: u64) -> Option<MessageNo> {
-        self.entries.get(usize::try_from(seq.checked_sub(1)?).ok()?).copied()
+        self.entries
+            .get(usize::try_from(seq.checked_sub(1)?).ok()?)
+            .copied()
     }
 
     /// A device by its name.
@@ -74,16 +82,24 @@ impl Inbox {
         if self.device(name).is_some() || self.devices.len() >= DEVICES_PER_USER_MAX {
             return;
         }
-        let start = self.floor().min(self.head().saturating_sub(NEW_DEVICE_ENTRIES));
+        let start = self
+            .floor()
+            .min(self.head().saturating_sub(NEW_DEVICE_ENTRIES));
         let start = start.max(self.oldest.max(1) - 1);
-        self.devices.push(ModelDevice { name: name.to_owned(), cursor: start, start });
+        self.overfull |= !self.devices.is_empty() && start < self.floor();
+        self.devices.push(ModelDevice {
+            name: name.to_owned(),
+            cursor: start,
+            start,
+        });
     }
 
-    fn acknowledge(&mut self, name: &str, seq: u64) {
+    fn acknowledge(&mut self, name: &str, seq: u64, entries_max: u64) {
         let head = self.head();
         if let Some(device) = self.devices.iter_mut().find(|device| device.name == name) {
             device.cursor = device.cursor.max(seq.min(head));
         }
+        self.overfull &= head - self.floor() > entries_max;
     }
 }
 
@@ -94,6 +110,7 @@ pub type Stream = (String, String, u64, String);
 #[derive(Clone, Debug)]
 pub struct Model {
     size: SegmentSize,
+    inbox_entries_max: u64,
     /// Where the next frame is awaited.
     at: u64,
     prev_crc: u32,
@@ -136,9 +153,10 @@ const fn name_check(no: u64) -> u64 {
 impl Model {
     /// An empty log.
     #[must_use]
-    pub const fn new(size: SegmentSize) -> Self {
+    pub const fn new(size: SegmentSize, inbox_entries_max: u64) -> Self {
         Self {
             size,
+            inbox_entries_max,
             at: 0,
             prev_crc: 0,
             salt: 0,
@@ -215,7 +233,10 @@ impl Model {
             }
         });
         if let Err(fault) = visited {
-            return Err(format!("the frame at {:#x} has bad records: {fault:?}", frame.lsn));
+            return Err(format!(
+                "the frame at {:#x} has bad records: {fault:?}",
+                frame.lsn
+            ));
         }
         result.map_err(|fault| format!("in the frame at {:#x}: {fault}", frame.lsn))
     }
@@ -244,9 +265,13 @@ impl Model {
                 Command::Append(append) => self.append(&append)?,
                 Command::Register { user, device } => self.inbox(user).register(device),
                 Command::Cursor { user, device, seq } => {
-                    self.inbox(user).acknowledge(device, seq.0);
+                    let entries_max = self.inbox_entries_max;
+                    self.inbox(user).acknowledge(device, seq.0, entries_max);
                 }
-                Command::Trim { user, oldest } => self.trim(user, oldest.0)?,
+                Command::Trim { user, oldest } => {
+                    let inbox = self.inbox(user);
+                    inbox.oldest = inbox.oldest.max(oldest.0.min(inbox.floor() + 1));
+                }
             }
         }
         Ok(())
@@ -254,10 +279,15 @@ impl Model {
 
     fn inbox(&mut self, user: &str) -> &mut Inbox {
         if !self.inboxes.contains_key(user) {
-            let inbox = Inbox { oldest: 1, ..Inbox::default() };
+            let inbox = Inbox {
+                oldest: 1,
+                ..Inbox::default()
+            };
             self.inboxes.insert(user.to_owned(), inbox);
         }
-        self.inboxes.get_mut(user).unwrap_or_else(|| unreachable!("it was just put there"))
+        self.inboxes
+            .get_mut(user)
+            .unwrap_or_else(|| unreachable!("it was just put there"))
     }
 
     fn append(&mut self, append: &Append<'_>) -> Result<(), Fault> {
@@ -291,18 +321,6 @@ impl Model {
         Ok(())
     }
 
-    fn trim(&mut self, user: &str, oldest: u64) -> Result<(), Fault> {
-        let inbox = self.inbox(user);
-        if oldest > inbox.floor() + 1 {
-            return Err(format!(
-                "entries of {user} before {oldest} leave, and a device has only {}",
-                inbox.floor()
-            ));
-        }
-        inbox.oldest = inbox.oldest.max(oldest);
-        Ok(())
-    }
-
     fn relocated(&self, payload: &[u8]) -> Result<(), Fault> {
         for item in items(payload) {
             let (_, bytes) = item.map_err(|error| error.to_string())?;
@@ -310,7 +328,10 @@ impl Model {
                 return Err("something was moved that is no message".to_owned());
             };
             let no = message_no(&append.id.0);
-            let kept = self.inboxes.get(append.to).and_then(|inbox| inbox.at(append.seq.0));
+            let kept = self
+                .inboxes
+                .get(append.to)
+                .and_then(|inbox| inbox.at(append.seq.0));
             if no.is_none() || no != kept {
                 return Err(format!(
                     "message {no:?} was moved as seq {} of {}, which is message {kept:?}",
@@ -326,7 +347,9 @@ impl Model {
         for (shard, index) in heads {
             let applied = self.applied.get(&shard).copied().unwrap_or(0);
             if index != applied {
-                return Err(format!("the head of shard {shard} is told as {index}, not {applied}"));
+                return Err(format!(
+                    "the head of shard {shard} is told as {index}, not {applied}"
+                ));
             }
         }
         Ok(())

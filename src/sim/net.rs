@@ -103,7 +103,11 @@ impl Net {
     /// A network without connections.
     #[must_use]
     pub const fn new(weather: Weather) -> Self {
-        Self { conns: BTreeMap::new(), next: 1, weather }
+        Self {
+            conns: BTreeMap::new(),
+            next: 1,
+            weather,
+        }
     }
 
     /// A client wants a connection: a [`Event::Connect`] reaches the switch.
@@ -111,14 +115,23 @@ impl Net {
         let id = ConnId(self.next);
         self.next += 1;
         let pipes = [Pipe::default(), Pipe::default()];
-        self.conns.insert(id, Conn { client, pipes, open: [true; 2] });
+        self.conns.insert(
+            id,
+            Conn {
+                client,
+                pipes,
+                open: [true; 2],
+            },
+        );
         let delay = self.delay(world);
         world.after(delay, Event::Connect(id));
         id
     }
 
     fn delay(&self, world: &mut World) -> u64 {
-        world.dice.skewed(self.weather.delay_min_us, self.weather.delay_max_us)
+        world
+            .dice
+            .skewed(self.weather.delay_min_us, self.weather.delay_max_us)
     }
 
     /// Whose connection it is.
@@ -130,7 +143,9 @@ impl Net {
     /// Whether a side was told that the connection is over.
     #[must_use]
     pub fn is_over(&self, id: ConnId, side: Side) -> bool {
-        self.conns.get(&id).is_none_or(|conn| conn.pipes[side as usize].told)
+        self.conns
+            .get(&id)
+            .is_none_or(|conn| conn.pipes[side as usize].told)
     }
 
     /// The connections there are.
@@ -157,19 +172,30 @@ impl Net {
         if !conn.open[from as usize] || bytes.is_empty() {
             return conn.open[from as usize];
         }
+        if conn.pipes[to as usize].closed {
+            return true; // the line is cut, and this side has not learned it
+        }
         let breaks = world.dice.ppm(weather.breaks_ppm);
-        let cut = if breaks { world.dice.index(bytes.len() + 1) } else { bytes.len() };
+        let cut = if breaks {
+            world.dice.index(bytes.len() + 1)
+        } else {
+            bytes.len()
+        };
         let mut rest = &bytes[..cut];
         let shreds = world.dice.ppm(weather.shreds_ppm);
         while !rest.is_empty() {
             let len = match shreds {
                 true => 1 + world.dice.index(rest.len().min(40)),
-                false if rest.len() > 1 && world.dice.percent(10) => 1 + world.dice.index(rest.len()),
+                false if rest.len() > 1 && world.dice.percent(10) => {
+                    1 + world.dice.index(rest.len())
+                }
                 false => rest.len(),
             };
             let (chunk, later) = rest.split_at(len);
             rest = later;
-            let delay = world.dice.skewed(weather.delay_min_us, weather.delay_max_us);
+            let delay = world
+                .dice
+                .skewed(weather.delay_min_us, weather.delay_max_us);
             let pipe = &mut conn.pipes[to as usize];
             pipe.last_us = pipe.last_us.max(world.now_us() + delay);
             pipe.in_flight += len;
@@ -256,7 +282,10 @@ impl Net {
         incoming.arrived.clear();
         let outgoing = &mut conn.pipes[side.other() as usize];
         outgoing.closed = true;
-        let at_us = outgoing.last_us.max(world.now_us() + delay).max(outgoing.held_until_us);
+        let at_us = outgoing
+            .last_us
+            .max(world.now_us() + delay)
+            .max(outgoing.held_until_us);
         outgoing.last_us = at_us;
         world.at(at_us, Event::Net(id, side.other()));
     }
@@ -274,7 +303,10 @@ impl Net {
                 pipe.in_flight -= chunk.len();
             }
             pipe.closed = true;
-            let at_us = pipe.last_us.max(world.now_us() + delay).max(pipe.held_until_us);
+            let at_us = pipe
+                .last_us
+                .max(world.now_us() + delay)
+                .max(pipe.held_until_us);
             world.at(at_us, Event::Net(id, side));
         }
     }
@@ -301,8 +333,12 @@ impl Net {
 mod tests {
     use super::*;
 
-    const BAD: Weather =
-        Weather { delay_min_us: 10, delay_max_us: 5_000, shreds_ppm: 300_000, breaks_ppm: 0 };
+    const BAD: Weather = Weather {
+        delay_min_us: 10,
+        delay_max_us: 5_000,
+        shreds_ppm: 300_000,
+        breaks_ppm: 0,
+    };
 
     /// What each side got, and the order in which the ends came, until nothing happens any more.
     fn run(world: &mut World, net: &mut Net, id: ConnId) -> ([Vec<u8>; 2], Vec<Side>) {
@@ -327,7 +363,7 @@ mod tests {
     #[test]
     fn bytes_keep_their_order_within_a_connection_however_they_are_cut() {
         for seed in 0..100 {
-            let mut world = World::new(seed, false);
+            let mut world = World::new(seed, 0);
             let mut net = Net::new(BAD);
             let id = net.connect(&mut world, 0);
             let all: Vec<u8> = (0..=255).collect();
@@ -348,8 +384,11 @@ mod tests {
     fn a_broken_connection_delivers_a_first_part_and_tells_both_sides() {
         let mut lengths = Vec::new();
         for seed in 0..100 {
-            let mut world = World::new(seed, false);
-            let mut net = Net::new(Weather { breaks_ppm: 1_000_000, ..BAD });
+            let mut world = World::new(seed, 0);
+            let mut net = Net::new(Weather {
+                breaks_ppm: 1_000_000,
+                ..BAD
+            });
             let id = net.connect(&mut world, 0);
             let all: Vec<u8> = (0..200).collect();
             assert!(!net.send(&mut world, id, Side::Client, &all));
@@ -368,8 +407,11 @@ mod tests {
     fn connections_overtake_each_other() {
         let mut first = [0, 0];
         for seed in 0..100 {
-            let mut world = World::new(seed, false);
-            let mut net = Net::new(Weather { shreds_ppm: 0, ..BAD });
+            let mut world = World::new(seed, 0);
+            let mut net = Net::new(Weather {
+                shreds_ppm: 0,
+                ..BAD
+            });
             let ids = [net.connect(&mut world, 0), net.connect(&mut world, 1)];
             for id in ids {
                 net.send(&mut world, id, Side::Client, b"x");
@@ -386,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_sender_waits_for_a_receiver_that_does_not_read() {
-        let mut world = World::new(1, false);
+        let mut world = World::new(1, 0);
         let mut net = Net::new(BAD);
         let id = net.connect(&mut world, 0);
         assert!(net.send(&mut world, id, Side::Switch, &[0; SOCKET_BYTES]));
@@ -398,10 +440,16 @@ mod tests {
             }
         }
         assert!(!net.can_send(id, Side::Switch), "nobody has read");
-        assert_eq!(net.receive(&mut world, id, Side::Client).len(), SOCKET_BYTES + 1);
+        assert_eq!(
+            net.receive(&mut world, id, Side::Client).len(),
+            SOCKET_BYTES + 1
+        );
         let Some(Event::Net(_, Side::Switch)) = world.next() else {
             panic!("the sender is looked after");
         };
-        assert_eq!(net.due(&mut world, id, Side::Switch), [(Side::Switch, Notice::Writable)]);
+        assert_eq!(
+            net.due(&mut world, id, Side::Switch),
+            [(Side::Switch, Notice::Writable)]
+        );
     }
 }

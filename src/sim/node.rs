@@ -146,7 +146,10 @@ pub enum Outcome {
 impl Core {
     fn store_mut(&mut self, shard: ShardId) -> Option<&mut Store> {
         let log = usize::from(self.placement.log_of(shard).0);
-        self.stores.iter_mut().find(|(id, _)| *id == log).map(|(_, store)| store)
+        self.stores
+            .iter_mut()
+            .find(|(id, _)| *id == log)
+            .map(|(_, store)| store)
     }
 
     fn shard(&self, shard: ShardId) -> Option<&Shard> {
@@ -165,7 +168,11 @@ impl Core {
 
     /// Whether nothing more should be read from connections.
     fn is_congested(&self) -> bool {
-        let pending: usize = self.stores.iter().map(|(_, store)| store.pending_bytes()).sum();
+        let pending: usize = self
+            .stores
+            .iter()
+            .map(|(_, store)| store.pending_bytes())
+            .sum();
         pending >= PENDING_BYTES_MAX
     }
 
@@ -299,7 +306,13 @@ impl Core {
         if self.turn_at_us.is_none_or(|turn| turn > at_us) {
             self.turn_at_us = Some(at_us);
             let core = usize::from(self.id.0);
-            world.at(at_us, Event::Turn { life: self.life, core });
+            world.at(
+                at_us,
+                Event::Turn {
+                    life: self.life,
+                    core,
+                },
+            );
         }
     }
 }
@@ -363,7 +376,11 @@ impl Process {
         let done = self.jobs[log].go_on(env.world, disk, weather, job);
         env.check.disk_moved(env.world, log, disk);
         if let Some(done) = done {
-            let core = usize::from(self.placement.core_of_log(crate::placement::LogId(log as u16)).0);
+            let core = usize::from(
+                self.placement
+                    .core_of_log(crate::placement::LogId(log as u16))
+                    .0,
+            );
             self.find(env.world, core, Found::Disk(log, done));
         }
     }
@@ -411,7 +428,9 @@ impl Process {
     /// How far each log is durable, as the process believes.
     #[must_use]
     pub fn durable_ends(&self) -> Vec<(usize, u64)> {
-        self.stores().map(|(log, store)| (log, store.durable_end())).collect()
+        self.stores()
+            .map(|(log, store)| (log, store.durable_end()))
+            .collect()
     }
 }
 
@@ -425,7 +444,10 @@ fn pop_due(queue: &mut VecDeque<(u64, ConnId)>, now_us: u64) -> Option<ConnId> {
 /// The time as the stores are told it.
 #[must_use]
 pub fn now(world: &World) -> Now {
-    Now { unix_ms: world.unix_ms(), monotonic_us: world.now_us() }
+    Now {
+        unix_ms: world.unix_ms(),
+        monotonic_us: world.now_us(),
+    }
 }
 
 pub use start::{Node, Started};

@@ -67,10 +67,10 @@ pub fn silence_panics() {
     }));
 }
 
-/// Lives through one seed. A panic inside is a failure like others.
+/// Lives through one seed, remembering so many lines of its trace. A panic inside is a failure like others.
 #[must_use]
-pub fn run(seed: u64, tracing: bool) -> Report {
-    let mut run = Run::new(seed, tracing);
+pub fn run(seed: u64, lines_max: usize) -> Report {
+    let mut run = Run::new(seed, lines_max);
     if catch_unwind(AssertUnwindSafe(|| run.live())).is_err() {
         let text = PANIC.take();
         run.world.fail(|| format!("the switch asserted: {text}"));
@@ -87,12 +87,12 @@ pub fn run(seed: u64, tracing: bool) -> Report {
 }
 
 impl Run {
-    fn new(seed: u64, tracing: bool) -> Self {
+    fn new(seed: u64, lines_max: usize) -> Self {
         let mut dice = Dice::new(seed);
         let weather = Weather::draw(&mut dice);
         let size = SegmentSize::small(weather.segment_bytes);
         let key = HashKey([dice.below(256) as u8; 16]);
-        let mut world = World::new(dice.roll(), tracing);
+        let mut world = World::new(dice.roll(), lines_max);
         world.note(|| format!("{weather:?}"));
         let mut clients = Vec::new();
         let mut people = Vec::new();
@@ -101,11 +101,19 @@ impl Run {
                 let name = format!("device-{device}");
                 let habits = weather.habits.of_one(&mut dice);
                 people.push((user, name.clone()));
-                clients.push(Client::new(clients.len(), user, name, weather.users, habits));
+                clients.push(Client::new(
+                    clients.len(),
+                    user,
+                    name,
+                    weather.users,
+                    habits,
+                ));
             }
         }
         let placement = Placement::new(key, weather.shards, weather.logs, 1);
-        let bounds = Bounds { inbox_entries_max: weather.shard.inbox_entries_max };
+        let bounds = Bounds {
+            inbox_entries_max: weather.shard.inbox_entries_max,
+        };
         Self {
             net: Net::new(weather.net),
             node: Node::new(&weather, key, size),
@@ -131,7 +139,8 @@ impl Run {
         self.world.at(self.weather.chaos_us, Event::Heal);
         while self.world.failure().is_none() && !self.settled {
             if self.world.happened() > EVENTS_MAX {
-                self.world.fail(|| format!("{EVENTS_MAX} events and no end"));
+                self.world
+                    .fail(|| format!("{EVENTS_MAX} events and no end"));
             }
             match self.world.next() {
                 Some(event) => self.happen(event),
@@ -195,8 +204,11 @@ impl Run {
     }
 
     fn around(&mut self) -> (&mut [Client], Around<'_>) {
-        let around =
-            Around { world: &mut self.world, net: &mut self.net, check: &mut self.check };
+        let around = Around {
+            world: &mut self.world,
+            net: &mut self.net,
+            check: &mut self.check,
+        };
         (&mut self.clients, around)
     }
 
@@ -258,7 +270,10 @@ impl Run {
             return;
         }
         let (node, env) = self.split();
-        let is_owned = node.process.as_mut().is_some_and(|process| process.owns(id));
+        let is_owned = node
+            .process
+            .as_mut()
+            .is_some_and(|process| process.owns(id));
         match &mut node.process {
             Some(process) if is_owned => process.notice(env.world, id, notice),
             _ if notice == Notice::Ended => env.net.close(env.world, id, Side::Switch),
@@ -268,7 +283,11 @@ impl Run {
 
     fn turn(&mut self, life: u32, core: usize) {
         let (node, mut env) = self.split();
-        let Some(process) = node.process.as_mut().filter(|process| process.life() == life) else {
+        let Some(process) = node
+            .process
+            .as_mut()
+            .filter(|process| process.life() == life)
+        else {
             return;
         };
         match process.turn(&mut env, core) {
@@ -355,7 +374,8 @@ impl Run {
             _ => u64::MAX,
         };
         let capacity = disk.capacity;
-        self.world.note(|| format!("log {log}: room for {capacity} bytes"));
+        self.world
+            .note(|| format!("log {log}: room for {capacity} bytes"));
     }
 
     fn rot(&mut self) {
@@ -363,7 +383,8 @@ impl Run {
             return; // one at a time can be judged
         }
         let log = self.world.dice.index(self.disks.len());
-        self.check.do_damage(&mut self.world, log, &mut self.disks[log]);
+        self.check
+            .do_damage(&mut self.world, log, &mut self.disks[log]);
     }
 
     /// From here on nothing goes wrong any more.
@@ -400,7 +421,9 @@ impl Run {
             return;
         };
         if self.world.now_us() - self.heal_at_us > SETTLE_MAX_US {
-            return self.world.fail(|| format!("it does not settle: {unsettled}"));
+            return self
+                .world
+                .fail(|| format!("it does not settle: {unsettled}"));
         }
         self.world.after(500_000, Event::Settle);
     }
@@ -417,7 +440,8 @@ impl Run {
         self.crash(true);
         self.start();
         if self.node.process.is_none() {
-            self.world.fail(|| "the switch does not start any more".to_owned());
+            self.world
+                .fail(|| "the switch does not start any more".to_owned());
         }
     }
 }

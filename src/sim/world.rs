@@ -14,7 +14,7 @@ use super::net::{ConnId, Side};
 
 /// Unix time at which every world begins, in milliseconds.
 pub const UNIX_START_MS: u64 = 1_790_000_000_000;
-/// Lines of the trace that are kept up to a failure.
+/// Lines of the trace that are kept up to a failure, unless more are asked for.
 pub const TRACE_LINES: usize = 200;
 
 /// Something that will happen.
@@ -99,15 +99,15 @@ pub struct World {
     pub dice: Dice,
     /// Milliseconds that the wall clock is ahead of the simulated one.
     pub unix_ahead_ms: u64,
-    tracing: bool,
+    lines_max: usize,
     lines: VecDeque<String>,
     failure: Option<String>,
 }
 
 impl World {
-    /// A world in which nothing has happened. With `tracing` it remembers what happens.
+    /// A world in which nothing has happened. It remembers the last `lines_max` lines of its trace.
     #[must_use]
-    pub fn new(seed: u64, tracing: bool) -> Self {
+    pub fn new(seed: u64, lines_max: usize) -> Self {
         Self {
             now_us: 0,
             queue: BinaryHeap::new(),
@@ -116,7 +116,7 @@ impl World {
             fingerprint: 0xcbf2_9ce4_8422_2325,
             dice: Dice::new(seed),
             unix_ahead_ms: 0,
-            tracing,
+            lines_max,
             lines: VecDeque::new(),
             failure: None,
         }
@@ -144,7 +144,11 @@ impl World {
     pub fn at(&mut self, at_us: u64, event: Event) {
         let (at_us, number) = (at_us.max(self.now_us), self.announced);
         self.announced += 1;
-        self.queue.push(Reverse(Scheduled { at_us, number, event }));
+        self.queue.push(Reverse(Scheduled {
+            at_us,
+            number,
+            event,
+        }));
     }
 
     /// Announces an event `delay_us` from now.
@@ -154,7 +158,11 @@ impl World {
 
     /// Moves the clock to the next event.
     pub fn next(&mut self) -> Option<Event> {
-        let Reverse(Scheduled { at_us, number, event }) = self.queue.pop()?;
+        let Reverse(Scheduled {
+            at_us,
+            number,
+            event,
+        }) = self.queue.pop()?;
         self.now_us = at_us;
         self.happened += 1;
         self.mix(at_us);
@@ -183,15 +191,15 @@ impl World {
     /// Whether [`World::note`] remembers anything.
     #[must_use]
     pub const fn is_tracing(&self) -> bool {
-        self.tracing
+        self.lines_max > 0
     }
 
     /// Adds a line to the trace; the text is made only when somebody will read it.
     pub fn note(&mut self, text: impl FnOnce() -> String) {
-        if !self.tracing {
+        if self.lines_max == 0 {
             return;
         }
-        if self.lines.len() == TRACE_LINES {
+        if self.lines.len() == self.lines_max {
             self.lines.pop_front();
         }
         let mut line = String::new();
@@ -227,7 +235,7 @@ mod tests {
 
     #[test]
     fn events_happen_by_their_time_and_then_by_their_announcement() {
-        let mut world = World::new(1, true);
+        let mut world = World::new(1, TRACE_LINES);
         world.at(30, Event::Heal);
         world.at(10, Event::Start);
         world.at(10, Event::Fault);
@@ -241,7 +249,7 @@ mod tests {
 
     #[test]
     fn the_first_failure_counts_and_ends_the_trace() {
-        let mut world = World::new(1, true);
+        let mut world = World::new(1, TRACE_LINES);
         world.fail(|| "one".to_owned());
         world.fail(|| "two".to_owned());
         assert_eq!(world.failure(), Some("one"));

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use iris::planted::{Bug, plant};
 use iris::sim::run::{Report, run, silence_panics};
+use iris::sim::world::TRACE_LINES;
 
 /// Lives through simulated worlds, one for each seed.
 #[derive(Debug, Parser)]
@@ -27,6 +28,9 @@ struct Args {
     /// With --seed: print the end of what happened, also when nothing failed.
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// Lines of that end.
+    #[arg(long, default_value_t = TRACE_LINES)]
+    lines: usize,
     /// So many seeds.
     #[arg(long)]
     seeds: Option<u64>,
@@ -64,7 +68,7 @@ fn main() -> ExitCode {
     }
     if let Some(seed) = args.seed {
         plant(args.bug);
-        let report = run(seed, true);
+        let report = run(seed, args.lines);
         if args.trace || report.failure.is_some() {
             report.trace.iter().for_each(|line| println!("{line}"));
         }
@@ -75,11 +79,21 @@ fn main() -> ExitCode {
 }
 
 fn exit(is_fine: bool) -> ExitCode {
-    if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if is_fine {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn summary(report: &Report) -> String {
-    let Report { seed, events, fingerprint, counts, .. } = report;
+    let Report {
+        seed,
+        events,
+        fingerprint,
+        counts,
+        ..
+    } = report;
     let seconds = report.simulated_us as f64 / 1e6;
     let end = report.failure.as_deref().unwrap_or("nothing failed");
     format!(
@@ -88,7 +102,10 @@ fn summary(report: &Report) -> String {
     )
 }
 
-#[expect(clippy::disallowed_methods, reason = "seeds per minute are of the real clock")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "seeds per minute are of the real clock"
+)]
 fn clock() -> Instant {
     Instant::now()
 }
@@ -101,7 +118,9 @@ fn many(args: &Args) -> ExitCode {
         (None, false) => 100,
     };
     let end = args.from.saturating_add(count);
-    let deadline = args.seconds.map(|seconds| clock() + Duration::from_secs(seconds));
+    let deadline = args
+        .seconds
+        .map(|seconds| clock() + Duration::from_secs(seconds));
     let (next, stop) = (AtomicU64::new(args.from), AtomicBool::new(false));
     let (done, failed) = (AtomicU64::new(0), AtomicU64::new(0));
     let begun = clock();
@@ -115,7 +134,7 @@ fn many(args: &Args) -> ExitCode {
                     if seed >= end || is_over || stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    let report = run(seed, false);
+                    let report = run(seed, 0);
                     let done = done.fetch_add(1, Ordering::Relaxed) + 1;
                     if report.failure.is_some() {
                         failed.fetch_add(1, Ordering::Relaxed);
@@ -145,7 +164,7 @@ fn rate(done: u64, begun: Instant) -> String {
 
 /// Prints how to see a failure again, and the end of its trace.
 fn fail(args: &Args, seed: u64) {
-    let report = run(seed, true);
+    let report = run(seed, args.lines);
     let mut text = String::new();
     if !args.keep_going {
         for line in &report.trace {
@@ -153,9 +172,13 @@ fn fail(args: &Args, seed: u64) {
             text.push('\n');
         }
     }
-    let bug = args.bug.map_or(String::new(), |bug| format!(" --bug {bug}"));
+    let bug = args
+        .bug
+        .map_or(String::new(), |bug| format!(" --bug {bug}"));
     text.push_str(&summary(&report));
-    text.push_str("\nto see it again:\n  cargo run --profile sim --features sim --bin iris-sim -- ");
+    text.push_str(
+        "\nto see it again:\n  cargo run --profile sim --features sim --bin iris-sim -- ",
+    );
     text.push_str(&format!("--seed {seed}{bug}"));
     println!("{text}");
 }
@@ -178,7 +201,7 @@ fn prove(args: &Args) -> ExitCode {
                     let max = args.seeds_max.unwrap_or(bug.seeds_max());
                     let mut seeds = args.from..args.from + max;
                     let found = seeds.find_map(|seed| {
-                        let report = run(seed, false);
+                        let report = run(seed, 0);
                         report.failure.map(|failure| (seed, failure))
                     });
                     plant(None);
@@ -193,7 +216,14 @@ fn prove(args: &Args) -> ExitCode {
             });
         }
     });
-    let missing = results.iter().filter(|found| found.load(Ordering::Relaxed) == 0).count();
-    println!("{} bugs planted, {} found", bugs.len(), bugs.len() - missing);
+    let missing = results
+        .iter()
+        .filter(|found| found.load(Ordering::Relaxed) == 0)
+        .count();
+    println!(
+        "{} bugs planted, {} found",
+        bugs.len(),
+        bugs.len() - missing
+    );
     exit(missing == 0)
 }

@@ -61,7 +61,9 @@ impl Check {
     pub fn flushed(&mut self, world: &mut World, log: usize, store: &Store) {
         if store.durable_end() > self.models[log].end() {
             let (believed, durable) = (store.durable_end(), self.models[log].end());
-            world.fail(|| format!("log {log} counts as durable to {believed:#x}, is to {durable:#x}"));
+            world.fail(|| {
+                format!("log {log} counts as durable to {believed:#x}, is to {durable:#x}")
+            });
         }
         let model = &self.models[log];
         self.compare(world, log, model, store, None);
@@ -103,17 +105,30 @@ impl Check {
     ) -> Result<(), String> {
         let applied = model.applied.get(&id.0).copied().unwrap_or(0);
         if shard.applied() != applied {
-            return Err(format!("{} entries applied, {applied} durable", shard.applied()));
+            return Err(format!(
+                "{} entries applied, {applied} durable",
+                shard.applied()
+            ));
         }
         for user in shard.users().iter() {
             let Some(inbox) = model.inboxes.get(user.name()) else {
-                return Err(format!("{} is known and the log never named it", user.name()));
+                return Err(format!(
+                    "{} is known and the log never named it",
+                    user.name()
+                ));
             };
             self.compare_user(user, inbox, disk)?;
         }
-        let known = model.inboxes.keys().filter(|name| self.shard_of(name) == id).count();
+        let known = model
+            .inboxes
+            .keys()
+            .filter(|name| self.shard_of(name) == id)
+            .count();
         if known != shard.users().len() {
-            return Err(format!("{} users known, {known} in the log", shard.users().len()));
+            return Err(format!(
+                "{} users known, {known} in the log",
+                shard.users().len()
+            ));
         }
         let pairs = shard.pairs();
         if pairs.bytes() > 24 * pairs.len() + PAIRS_SLACK_BYTES {
@@ -135,19 +150,32 @@ impl Check {
         let ends = (user.oldest().0, user.head().0);
         if ends != (inbox.oldest, inbox.head()) {
             let (oldest, head) = (inbox.oldest, inbox.head());
-            return Err(format!("{name} has entries {ends:?}, durable are {:?}", (oldest, head)));
+            return Err(format!(
+                "{name} has entries {ends:?}, durable are {:?}",
+                (oldest, head)
+            ));
         }
         let max = self.bounds.inbox_entries_max;
-        if !user.devices().is_empty() && user.pending() > max {
-            return Err(format!("{name} has {} entries pending, at most {max}", user.pending()));
+        if user.pending() > max && !inbox.overfull {
+            return Err(format!(
+                "{name} has {} entries pending, at most {max}",
+                user.pending()
+            ));
         }
         let same = user.devices().len() == inbox.devices.len()
-            && user.devices().iter().zip(&inbox.devices).all(|(device, durable)| {
-                *device.name == *durable.name && device.cursor.0 == durable.cursor
-            });
+            && user
+                .devices()
+                .iter()
+                .zip(&inbox.devices)
+                .all(|(device, durable)| {
+                    *device.name == *durable.name && device.cursor.0 == durable.cursor
+                });
         if !same {
             let devices = user.devices();
-            return Err(format!("{name} has {devices:?}, durable are {:?}", inbox.devices));
+            return Err(format!(
+                "{name} has {devices:?}, durable are {:?}",
+                inbox.devices
+            ));
         }
         let Some(disk) = disk else {
             return Ok(());
@@ -170,27 +198,44 @@ impl Check {
         let Some(position) = slot.position() else {
             return match self.damage.is_lost(name, seq.0) {
                 true => Ok(()),
-                false => Err(format!("{name} has a gap at {}, and nothing of it is lost", seq.0)),
+                false => Err(format!(
+                    "{name} has a gap at {}, and nothing of it is lost",
+                    seq.0
+                )),
             };
         };
         let segment = Name::Segment(self.size.index_of(position));
         let Some(bytes) = disk.read(segment) else {
-            return Err(format!("entry {} of {name} lies in {segment:?}, which is gone", seq.0));
+            return Err(format!(
+                "entry {} of {name} lies in {segment:?}, which is gone",
+                seq.0
+            ));
         };
-        let rest = bytes.get(self.size.offset_of(position)..).unwrap_or_default();
+        let rest = bytes
+            .get(self.size.offset_of(position)..)
+            .unwrap_or_default();
         let item = match item_at(rest) {
             Ok((item, _)) => item,
             Err(_) if self.damage.hits(self.size, segment, position) => return Ok(()),
             Err(error) => {
-                return Err(format!("entry {} of {name} at {position:#x}: {error}", seq.0));
+                return Err(format!(
+                    "entry {} of {name} at {position:#x}: {error}",
+                    seq.0
+                ));
             }
         };
         let Ok(Command::Append(append)) = command::decode(item) else {
-            return Err(format!("entry {} of {name} at {position:#x} is no message", seq.0));
+            return Err(format!(
+                "entry {} of {name} at {position:#x} is no message",
+                seq.0
+            ));
         };
         let there = (append.to, append.seq, message_no(&append.id.0));
         if there != (name, seq, inbox.at(seq.0)) {
-            return Err(format!("entry {} of {name} at {position:#x} is {there:?}", seq.0));
+            return Err(format!(
+                "entry {} of {name} at {position:#x} is {there:?}",
+                seq.0
+            ));
         }
         Ok(())
     }
@@ -211,7 +256,10 @@ impl Check {
             }
         }
         if streams != shard.pairs().len() {
-            return Err(format!("{} streams remembered, {streams} durable", shard.pairs().len()));
+            return Err(format!(
+                "{} streams remembered, {streams} durable",
+                shard.pairs().len()
+            ));
         }
         Ok(())
     }

@@ -50,13 +50,17 @@ impl Damage {
     #[must_use]
     pub fn is_in_checkpoint(&self, log: usize) -> bool {
         let is_checkpoint = |hurt: &Hurt| matches!(hurt.rot.name, Name::Checkpoint(_));
-        self.hurts.iter().any(|hurt| hurt.log == log && is_checkpoint(hurt))
+        self.hurts
+            .iter()
+            .any(|hurt| hurt.log == log && is_checkpoint(hurt))
     }
 
     /// Whether a shard may be found damaged.
     #[must_use]
     pub fn may_quarantine(&self, log: usize, shard: ShardId) -> bool {
-        self.hurts.iter().any(|hurt| hurt.log == log && hurt.shards.contains(&shard.0))
+        self.hurts
+            .iter()
+            .any(|hurt| hurt.log == log && hurt.shards.contains(&shard.0))
     }
 
     /// Whether an entry may be called lost.
@@ -112,7 +116,11 @@ impl Check {
         else {
             return false;
         };
-        let rot = Rot { name, offset, bit: world.dice.below(8) as u8 };
+        let rot = Rot {
+            name,
+            offset,
+            bit: world.dice.below(8) as u8,
+        };
         world.note(|| format!("log {log}: {rot:?}; shards {shards:?} may suffer"));
         disk.rot(rot);
         self.damage.hurts.push(Hurt { log, rot, shards });
@@ -165,7 +173,10 @@ impl Check {
                 let frame = FrameHeader::decode(&bytes[at..]).and_then(|frame| frame.kind());
                 matches!(frame, Some(FrameKind::Seal | FrameKind::End))
             };
-            if frames(bytes).iter().any(|(at, _)| *at >= from && seals(*at)) {
+            if frames(bytes)
+                .iter()
+                .any(|(at, _)| *at >= from && seals(*at))
+            {
                 return;
             }
             from = 0;

@@ -78,13 +78,7 @@ impl Check {
     }
 
     /// The switch has written bytes.
-    pub fn switch_sends(
-        &mut self,
-        world: &mut World,
-        _: &[FakeDisk],
-        id: ConnId,
-        bytes: &[u8],
-    ) {
+    pub fn switch_sends(&mut self, world: &mut World, _: &[FakeDisk], id: ConnId, bytes: &[u8]) {
         let Some(mut tap) = self.taps.remove(&id) else {
             return;
         };
@@ -110,17 +104,26 @@ impl Check {
         match frame {
             ServerFrameRef::Welcome(welcome) => {
                 world.note(|| {
-                    format!("{id:?} welcome after {} of {}", welcome.cursor, welcome.head_seq)
+                    format!(
+                        "{id:?} welcome after {} of {}",
+                        welcome.cursor, welcome.head_seq
+                    )
                 });
                 tap.pushed = welcome.cursor;
-                tap.acked = tap.acked.min(welcome.cursor);
+                tap.acked = welcome.cursor;
                 if std::mem::replace(&mut tap.welcomed, true) {
                     world.fail(|| format!("{id:?}: welcomed twice"));
                 }
                 let user = &self.seen[tap.client].user;
-                let head = self.model_of(user).inboxes.get(user).map_or(0, |inbox| inbox.head());
+                let head = self
+                    .model_of(user)
+                    .inboxes
+                    .get(user)
+                    .map_or(0, |inbox| inbox.head());
                 if welcome.head_seq > head {
-                    world.fail(|| format!("{id:?}: {} entries told, {head} durable", welcome.head_seq));
+                    world.fail(|| {
+                        format!("{id:?}: {} entries told, {head} durable", welcome.head_seq)
+                    });
                 }
             }
             ServerFrameRef::Accepted(answer) => {
@@ -129,7 +132,9 @@ impl Check {
                 };
                 world.note(|| format!("{id:?} accepted {no}"));
                 if n != answer.n {
-                    world.fail(|| format!("{id:?}: message {no} went as {n}, accepted {}", answer.n));
+                    world.fail(|| {
+                        format!("{id:?}: message {no} went as {n}, accepted {}", answer.n)
+                    });
                 }
                 if self.messages[no as usize].stored.is_none() {
                     world.fail(|| format!("{id:?}: message {no} accepted before it is durable"));
@@ -166,11 +171,18 @@ impl Check {
         entry: &iris_proto::wire::EntryRef<'_>,
     ) {
         let user = &self.seen[tap.client].user;
-        let stored = self.model_of(user).inboxes.get(user).and_then(|inbox| inbox.at(entry.seq));
+        let stored = self
+            .model_of(user)
+            .inboxes
+            .get(user)
+            .and_then(|inbox| inbox.at(entry.seq));
         let no = message_no(&entry.id);
         if stored.is_none() || stored != no {
             return world.fail(|| {
-                format!("{id:?}: entry {} of {user} is message {no:?}, durable is {stored:?}", entry.seq)
+                format!(
+                    "{id:?}: entry {} of {user} is message {no:?}, durable is {stored:?}",
+                    entry.seq
+                )
             });
         }
         let len = no.map_or(0, |no| self.messages[no as usize].len);

@@ -35,7 +35,15 @@ impl Core {
                 return self.say_goodbye(env, ConnId(reply.slot), GoodbyeReason::TooManyDevices, 0);
             }
         };
-        self.answer(env, Mail::Rejected { reply, code, expected, retry_after_ms });
+        self.answer(
+            env,
+            Mail::Rejected {
+                reply,
+                code,
+                expected,
+                retry_after_ms,
+            },
+        );
     }
 
     /// Brings an answer to its session: on this core, or over the ring.
@@ -70,7 +78,12 @@ impl Core {
         if let State::Live(live) = &mut connection.state {
             live.session.send_ended();
             match *mail {
-                Mail::Rejected { reply, code, expected, retry_after_ms } => {
+                Mail::Rejected {
+                    reply,
+                    code,
+                    expected,
+                    retry_after_ms,
+                } => {
                     let out = &mut connection.out;
                     reject(out, reply.tag, code, expected.0, retry_after_ms, "");
                 }
@@ -123,7 +136,10 @@ impl Core {
         };
         let mut other = None;
         for id in sessions {
-            let live = self.connections.get_mut(id).and_then(|connection| connection.live());
+            let live = self
+                .connections
+                .get_mut(id)
+                .and_then(|connection| connection.live());
             if let Some(live) = live.filter(|live| live.session.identity.device == *device) {
                 other = Some((*id, live.at_us));
             }
@@ -174,12 +190,16 @@ impl Core {
             other_address: String::new(),
             text: reason.describe().to_owned(),
         };
-        wire::encode_server(&mut connection.out, v2::server_frame::Frame::Goodbye(goodbye));
+        wire::encode_server(
+            &mut connection.out,
+            v2::server_frame::Frame::Goodbye(goodbye),
+        );
         self.forget_session(env, connection);
         connection.state = State::Closing;
         connection.backlog = Vec::new();
         connection.stalled = false;
-        self.closing.push_back((env.world.now_us() + CLOSING_MAX_US, connection.id));
+        self.closing
+            .push_back((env.world.now_us() + CLOSING_MAX_US, connection.id));
         self.mark_dirty(connection);
     }
 

@@ -28,8 +28,10 @@ impl Core {
             return env.net.close(env.world, id, Side::Switch);
         }
         let decoder = Decoder::new(HELLO_FRAME_BYTES_MAX);
-        self.connections.insert(id, Box::new(Connection::new(id, decoder, Vec::new())));
-        self.greeting.push_back((env.world.now_us() + HELLO_TIMEOUT_US, id));
+        self.connections
+            .insert(id, Box::new(Connection::new(id, decoder, Vec::new())));
+        self.greeting
+            .push_back((env.world.now_us() + HELLO_TIMEOUT_US, id));
     }
 
     pub(super) fn received(&mut self, env: &mut Env<'_>, id: ConnId) {
@@ -174,16 +176,33 @@ impl Core {
 
     /// A leaving connection has nothing under way any more: it goes to its user's core.
     pub(super) fn detached(&mut self, connection: Connection) {
-        let Connection { id, decoder, state, backlog, .. } = connection;
+        let Connection {
+            id,
+            decoder,
+            state,
+            backlog,
+            ..
+        } = connection;
         if let State::Leaving(login, home) = state {
-            let handoff = Handoff { id, decoder, login, backlog };
-            self.outgoing.push((home, Mail::Connection(Box::new(handoff))));
+            let handoff = Handoff {
+                id,
+                decoder,
+                login,
+                backlog,
+            };
+            self.outgoing
+                .push((home, Mail::Connection(Box::new(handoff))));
         }
     }
 
     /// A connection has come from another core.
     pub(super) fn entered(&mut self, env: &mut Env<'_>, handoff: Handoff) {
-        let Handoff { id, decoder, login, backlog } = handoff;
+        let Handoff {
+            id,
+            decoder,
+            login,
+            backlog,
+        } = handoff;
         if self.draining {
             return env.net.close(env.world, id, Side::Switch);
         }
@@ -229,7 +248,12 @@ impl Core {
     }
 
     fn reply_to(&self, id: ConnId, tag: u64) -> ReplyTo {
-        ReplyTo { core: self.id, slot: id.0, generation: self.life, tag }
+        ReplyTo {
+            core: self.id,
+            slot: id.0,
+            generation: self.life,
+            tag,
+        }
     }
 
     fn is_known(&mut self, identity: &Identity, shard: ShardId) -> bool {
@@ -247,7 +271,12 @@ impl Core {
         else {
             unreachable!("only entering connections go live");
         };
-        let Login { identity, resume_after, session, at_us } = *login;
+        let Login {
+            identity,
+            resume_after,
+            session,
+            at_us,
+        } = *login;
         let shard = self.placement.shard_of(identity.hash);
         let users = self.shard(shard).map(|shard| shard.users());
         let slot = users.and_then(|users| users.find(identity.user.as_str(), identity.hash));
@@ -259,7 +288,11 @@ impl Core {
             (Some(slot), Some(shard)) => {
                 let user = shard.users().get(slot);
                 let device = user.device(identity.device.as_str());
-                (user.head(), user.oldest(), device.map_or(Seq(0), Device::position))
+                (
+                    user.head(),
+                    user.oldest(),
+                    device.map_or(Seq(0), Device::position),
+                )
             }
             _ => (Seq(0), Seq(1), Seq(0)),
         };
@@ -273,14 +306,27 @@ impl Core {
             cluster: self.cluster.to_vec(),
             ..welcome(&identity)
         };
-        wire::encode_server(&mut connection.out, v2::server_frame::Frame::Welcome(welcome));
+        wire::encode_server(
+            &mut connection.out,
+            v2::server_frame::Frame::Welcome(welcome),
+        );
         if let Some(user) = user {
-            self.sessions.entry((shard, user)).or_default().push(connection.id);
+            self.sessions
+                .entry((shard, user))
+                .or_default()
+                .push(connection.id);
         }
         connection.decoder.set_max(FRAME_BYTES_MAX);
         let session = Session::new(identity, cursor, start);
         let (proposed, gathering) = (cursor, false);
-        let live = Live { session, at_us, shard, user, proposed, gathering };
+        let live = Live {
+            session,
+            at_us,
+            shard,
+            user,
+            proposed,
+            gathering,
+        };
         connection.state = State::Live(Box::new(live));
         self.mark_dirty(connection);
         if connection.stalled {
@@ -342,10 +388,27 @@ impl Core {
         if store.shard(shard).is_none() {
             let (code, retry_after_ms) = (RejectCode::Unavailable, DAMAGE_RETRY_MS);
             let expected = SendNumber(0);
-            return self.answer(env, Mail::Rejected { reply, code, expected, retry_after_ms });
+            return self.answer(
+                env,
+                Mail::Rejected {
+                    reply,
+                    code,
+                    expected,
+                    retry_after_ms,
+                },
+            );
         }
         let room = store.has_room();
-        self.step(env, shard, Input::Append { to, command: &command, room, reply });
+        self.step(
+            env,
+            shard,
+            Input::Append {
+                to,
+                command: &command,
+                room,
+                reply,
+            },
+        );
     }
 
     fn fetch(&mut self, connection: &mut Connection, fetch: &v2::Fetch) {
@@ -358,10 +421,20 @@ impl Core {
             return reject(out, fetch.tag, RejectCode::NotFound, 0, 0, "no inbox");
         };
         let oldest = shard.users().get(user).oldest();
-        match live.session.fetch(fetch.tag, Seq(fetch.after), fetch.limit, oldest) {
+        match live
+            .session
+            .fetch(fetch.tag, Seq(fetch.after), fetch.limit, oldest)
+        {
             Ok(()) => {}
             Err(FetchRefusal::Busy) => {
-                reject(out, fetch.tag, RejectCode::Overloaded, 0, FETCH_RETRY_MS, "");
+                reject(
+                    out,
+                    fetch.tag,
+                    RejectCode::Overloaded,
+                    0,
+                    FETCH_RETRY_MS,
+                    "",
+                );
             }
             Err(FetchRefusal::Expired { oldest }) => {
                 reject(out, fetch.tag, RejectCode::ExpiredRange, oldest.0, 0, "");
@@ -388,7 +461,11 @@ impl Core {
         }
         live.proposed = seq;
         let (user, device) = (&live.session.identity.user, &live.session.identity.device);
-        let input = Input::Acknowledge { user: user.as_str(), device: device.as_str(), seq };
+        let input = Input::Acknowledge {
+            user: user.as_str(),
+            device: device.as_str(),
+            seq,
+        };
         self.step(env, live.shard, input);
     }
 
@@ -479,4 +556,3 @@ pub(super) fn reject(
     };
     wire::encode_server(out, v2::server_frame::Frame::Rejected(rejected));
 }
-

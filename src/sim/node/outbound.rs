@@ -114,7 +114,11 @@ impl Core {
                 Next::Push(seq) => (seq, 0),
                 Next::Fetched(seq, tag) => (seq, tag),
                 Next::FetchEnd { tag, last, more } => {
-                    let fetched = v2::Fetched { tag, last: last.0, more };
+                    let fetched = v2::Fetched {
+                        tag,
+                        last: last.0,
+                        more,
+                    };
                     wire::encode_server(plain, v2::server_frame::Frame::Fetched(fetched));
                     live.session.went(next, 0);
                     continue;
@@ -134,14 +138,25 @@ impl Core {
             let Some(position) = slot.position() else {
                 let last = shard.users().get(user).gap_end(seq).unwrap_or(seq);
                 let reason = GapReason::Lost.into();
-                let gap = v2::Gap { first: seq.0, last: last.0, reason, fetch_tag: tag };
+                let gap = v2::Gap {
+                    first: seq.0,
+                    last: last.0,
+                    reason,
+                    fetch_tag: tag,
+                };
                 wire::encode_gap(plain, gap);
                 live.session.skipped(next, last);
                 continue;
             };
             if env.world.dice.ppm(env.weather.cold_ppm) {
                 let delay = env.world.dice.skewed(20, 20_000);
-                env.world.after(delay, Event::Pages { life: self.life, conn: id });
+                env.world.after(
+                    delay,
+                    Event::Pages {
+                        life: self.life,
+                        conn: id,
+                    },
+                );
                 return Pulled::Waits;
             }
             match self.encode_entry(env, live.shard, position, seq, tag, plain) {
@@ -181,7 +196,8 @@ impl Core {
             return None;
         };
         let Ok(Command::Append(append)) = command::decode(item) else {
-            env.world.fail(|| format!("{shard:?} seq {seq:?}: position {position:#x} is no message"));
+            env.world
+                .fail(|| format!("{shard:?} seq {seq:?}: position {position:#x} is no message"));
             return None;
         };
         let entry = EntryRef {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::super::disk::{Fate, FakeDisk, Name};
+use super::super::disk::{FakeDisk, Fate, Name};
 use super::{Core, Env, Jobs, Process};
 use crate::log::{NodeIdentity, SegmentSize};
 use crate::placement::{CoreId, HashKey, LogId, Placement};
@@ -64,7 +64,11 @@ impl Node {
     fn setup(&self, log: u16) -> Setup {
         let (cluster_id, node_id, number) = (self.cluster, 9, u32::from(log));
         Setup {
-            identity: NodeIdentity { cluster_id, node_id, log: number },
+            identity: NodeIdentity {
+                cluster_id,
+                node_id,
+                log: number,
+            },
             incarnation: self.incarnation,
             size: self.size,
             key: self.key,
@@ -81,7 +85,8 @@ impl Node {
         self.life += 1;
         self.incarnation += 1;
         let life = self.life;
-        env.world.note(|| format!("the switch starts, life {life}, {cores} cores"));
+        env.world
+            .note(|| format!("the switch starts, life {life}, {cores} cores"));
         let placement = Placement::new(self.key, self.shards, self.logs, cores);
         let mut stores = Vec::new();
         for log in 0..self.logs {
@@ -91,7 +96,8 @@ impl Node {
                 Err(error) => {
                     env.world.note(|| format!("log {log}: {error}"));
                     if !self.may_refuse(env, log, &error) {
-                        env.world.fail(|| format!("log {log} does not start: {error}"));
+                        env.world
+                            .fail(|| format!("log {log} does not start: {error}"));
                     }
                     return Started::Refused;
                 }
@@ -99,7 +105,9 @@ impl Node {
         }
         let mut process = Process {
             life,
-            cores: (0..cores).map(|core| self.core(CoreId(core), placement)).collect(),
+            cores: (0..cores)
+                .map(|core| self.core(CoreId(core), placement))
+                .collect(),
             placement,
             jobs: (0..usize::from(self.logs))
                 .map(|log| Jobs::new(log, life, self.size))
@@ -160,7 +168,8 @@ impl Node {
         if !planted::is(Bug::CacheBelieved) {
             env.disks[number].read_past_cache();
         }
-        env.check.before_recovery(env.world, number, &env.disks[number]);
+        env.check
+            .before_recovery(env.world, number, &env.disks[number]);
         let disk = &env.disks[number];
         let (mut checkpoints, mut segments) = (Vec::new(), Vec::new());
         for name in disk.names() {
@@ -172,15 +181,22 @@ impl Node {
             }
         }
         let durable_lsn = self.durable[number];
-        let found = Found { checkpoints: &checkpoints, segments: &segments, durable_lsn };
+        let found = Found {
+            checkpoints: &checkpoints,
+            segments: &segments,
+            durable_lsn,
+        };
         let mut recovered = recover(self.setup(log), found)?;
         if !self.repair(env, number, &recovered) {
             return Ok(None);
         }
-        env.check.recovered(env.world, number, &env.disks[number], &recovered);
+        env.check
+            .recovered(env.world, number, &env.disks[number], &recovered);
         let mut whole = true;
         for index in std::mem::take(&mut recovered.behind) {
-            let len = env.disks[number].read(Name::Segment(index)).map_or(0, <[u8]>::len);
+            let len = env.disks[number]
+                .read(Name::Segment(index))
+                .map_or(0, <[u8]>::len);
             whole &= len as u64 == self.size.bytes();
             if whole {
                 recovered.store.spare_ready(index, env.world.dice.roll());
@@ -209,8 +225,10 @@ impl Node {
         let disk: &mut FakeDisk = &mut env.disks[log];
         disk.sync_directory(Name::Segment(0));
         disk.sync_directory(Name::Checkpoint(0));
-        let drafts: Vec<Name> =
-            disk.names().filter(|name| matches!(name, Name::Draft(_))).collect();
+        let drafts: Vec<Name> = disk
+            .names()
+            .filter(|name| matches!(name, Name::Draft(_)))
+            .collect();
         for draft in drafts {
             disk.unlink(draft);
         }
@@ -253,4 +271,3 @@ impl Node {
 fn crashes(env: &mut Env<'_>) -> bool {
     env.world.dice.ppm(env.weather.start_crash_ppm)
 }
-
