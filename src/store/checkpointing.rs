@@ -104,6 +104,7 @@ impl Store {
             self.remove_oldest(io);
         }
         let may = self.checkpointing.running.is_none()
+            && !self.is_resting
             && self.quarantined.is_empty()
             && self.loaded.is_empty()
             && now.monotonic_us >= self.checkpointing.retry_at_us;

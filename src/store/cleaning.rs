@@ -115,11 +115,11 @@ impl Cleaning {
 impl Store {
     /// Goes on with cleaning: asks for the next piece, ends with a segment, chooses the next one.
     pub(super) fn clean(&mut self, now: Now, io: &mut Vec<Io>) {
-        if !self.quarantined.is_empty() {
+        if self.is_resting || !self.quarantined.is_empty() {
             return; // what a salvage may need stays
         }
         let elapsed_us = now.monotonic_us - self.cleaning.earned_us;
-        let earned = self.setup.clean_bytes_per_s * elapsed_us / 1_000_000;
+        let earned = self.setup.clean_bytes_per_s.saturating_mul(elapsed_us) / 1_000_000;
         if earned > 0 {
             self.cleaning.earned_us = now.monotonic_us;
             self.cleaning.earn(earned);
@@ -146,6 +146,16 @@ impl Store {
                 budget: HARVEST_BYTES,
             });
         }
+    }
+
+    /// A message was to be read and is not what was written.
+    pub fn met_damage(&mut self) {
+        self.cleaning.damaged += 1;
+    }
+
+    /// From here on nothing is begun but what was proposed: the process ends soon.
+    pub fn rest(&mut self) {
+        self.is_resting = true;
     }
 
     /// Takes the messages of an old segment that an inbox still refers to.

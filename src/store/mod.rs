@@ -250,6 +250,7 @@ pub struct Store {
     /// When to sweep next, and the place of the shard to sweep.
     sweep_at_us: u64,
     sweep_place: usize,
+    is_resting: bool,
     scratch: Vec<Effect>,
     commits: u64,
     committed: u64,
@@ -390,7 +391,9 @@ impl Store {
     /// cleaning. While there is more input to read, a batch may grow for up to
     /// [`COMMIT_DELAY_MAX_US`].
     pub fn poll(&mut self, now: Now, more_input: bool, io: &mut Vec<Io>) {
-        self.sweep(now);
+        if !self.is_resting {
+            self.sweep(now);
+        }
         if self.flight.is_none() {
             self.begin_checkpoint(now, io);
             self.begin_flush(now, more_input, io);

@@ -549,6 +549,7 @@ impl Store {
             cleaning: Cleaning::default(),
             sweep_at_us: 0,
             sweep_place: 0,
+            is_resting: false,
             scratch: Vec::new(),
             commits: 0,
             committed: 0,

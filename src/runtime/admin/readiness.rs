@@ -91,6 +91,7 @@ pub(super) fn not_ready(answers: &[Answer]) -> Vec<String> {
     logs.sort_by_key(|log| log.log);
     for log in logs {
         reasons.extend(damage(log));
+        reasons.extend(rot(log));
         reasons.extend(shortage(log));
     }
     reasons
@@ -109,6 +110,15 @@ fn damage(log: &LogReport) -> Option<String> {
             shards.join(", ")
         )),
     }
+}
+
+fn rot(log: &LogReport) -> Option<String> {
+    let (number, places) = (log.log, log.damaged_entries);
+    (places > 0).then(|| {
+        format!(
+            "log {number}: {places} damaged places were met in old segments, their messages are not              delivered; stop the switch and run `iris log verify`, then `iris log salvage`"
+        )
+    })
 }
 
 fn shortage(log: &LogReport) -> Option<String> {

@@ -195,6 +195,16 @@ impl Lanes {
         lane.store.flushed(now, &mut self.effects);
     }
 
+    /// A shard's message was to be read and is not what was written.
+    pub(super) fn met_damage(&mut self, shard: ShardId) {
+        self.lane_mut(shard).store.met_damage();
+    }
+
+    /// The process ends soon: nothing is begun but what clients asked for.
+    pub(super) fn rest(&mut self) {
+        self.lanes.iter_mut().for_each(|lane| lane.store.rest());
+    }
+
     /// Unmaps segments that were removed; only while no page-in of this core is under way.
     pub(super) fn unmap_removed(&mut self) {
         self.lanes

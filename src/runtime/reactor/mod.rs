@@ -357,6 +357,7 @@ impl Core {
         }
         self.draining = Some(deadline);
         self.sockets.stop_listening();
+        self.lanes.rest();
         self.gather_cursors();
     }
 

@@ -206,7 +206,8 @@ impl Core {
                 unsafe { self.sockets.populate(job, address, bytes) };
                 return Pulled::Waits(position);
             }
-            match self.encode_entry(shard, position, seq, tag, plain) {
+            let user = live.session.identity.user.as_str();
+            match self.encode_entry(shard, position, (user, seq), tag, plain) {
                 Some(bytes) => {
                     self.totals.entries += 1;
                     live.session.went(next, bytes);
@@ -218,30 +219,25 @@ impl Core {
     }
 
     /// Appends one entry's frame from where the entry lies in the log; its body's bytes. `None` when
-    /// the bytes there are not what was written: they are never sent.
+    /// the bytes there are not this entry as it was written: they are never sent.
     fn encode_entry(
         &mut self,
         shard: ShardId,
         position: u64,
-        seq: Seq,
+        (user, seq): (&str, Seq),
         fetch_tag: u64,
         plain: &mut Vec<u8>,
     ) -> Option<usize> {
-        let item = match self.lanes.files_mut(shard).item(position) {
-            Ok(item) => item,
-            Err(error) => {
-                tracing::error!(shard = shard.0, seq = seq.0, lsn = position, %error, "an entry is damaged and was not delivered; stop the switch and restore the log from a backup");
+        let found = self.lanes.files_mut(shard).item(position);
+        let append = match found.map(command::decode) {
+            Ok(Ok(Command::Append(append))) if append.to == user && append.seq == seq => append,
+            other => {
+                let error = other.err().map(|error| error.to_string());
+                let error = error.unwrap_or_else(|| "another message lies there".to_owned());
+                tracing::error!(shard = shard.0, seq = seq.0, lsn = position, %error, "an entry is damaged and was not delivered; stop the switch, look with `iris log verify`, then restore a backup or set it aside with `iris log salvage`");
+                self.lanes.met_damage(shard);
                 return None;
             }
-        };
-        let Ok(Command::Append(append)) = command::decode(item) else {
-            tracing::error!(
-                shard = shard.0,
-                seq = seq.0,
-                lsn = position,
-                "an inbox points at what is no message; restore the log from a backup"
-            );
-            return None;
         };
         wire::encode_entry(
             plain,

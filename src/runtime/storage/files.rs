@@ -149,6 +149,11 @@ impl Files {
         self.maker.prepare(segment);
     }
 
+    /// Whether a segment of zeros is there.
+    pub(super) fn has_spare(&self) -> bool {
+        !self.spares.is_empty()
+    }
+
     /// Waits for a spare or for the news that there is none for now. For start-up only.
     pub(super) fn wait_for_spare(&mut self, store: &mut Store) {
         match self.maker.wait() {

@@ -198,7 +198,7 @@ fn prepare(store: &mut crate::store::Store, files: &mut Files) {
     while let Some(segment) = store.wants_segment() {
         files.prepare(segment);
     }
-    if store.active_segment().is_none() {
+    if store.active_segment().is_none() && !files.has_spare() {
         files.wait_for_spare(store);
     }
 }
