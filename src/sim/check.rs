@@ -316,24 +316,18 @@ impl Check {
             return world
                 .fail(|| format!("{user}/{device} has a session and is not known durably"));
         };
-        let (start, oldest) = (registered.start, inbox.map_or(1, |inbox| inbox.oldest));
+        let start = registered.start;
         let seen = &mut self.seen[client];
         if !std::mem::replace(&mut seen.known, true) {
             seen.upto = start;
         }
-        let wanted = position.unwrap_or_else(|| seen.acked.max(start));
-        if cursor > seen.upto {
-            let upto = seen.upto;
+        let (upto, acked) = (seen.upto, seen.acked.max(start));
+        if cursor > upto || position.is_none() && cursor > acked {
             world.fail(|| {
                 format!(
-                    "{user}/{device} had entries up to {upto}, its session begins after {cursor}"
+                    "{user}/{device} has entries up to {upto}, acknowledged {acked}, asked for \
+                     {position:?}, and its session begins after {cursor}"
                 )
-            });
-        } else if position.is_some_and(|position| cursor != position.max(oldest - 1))
-            || cursor > wanted.max(oldest - 1)
-        {
-            world.fail(|| {
-                format!("{user}/{device} asked for {position:?}, has acknowledged {wanted} and gets {cursor}")
             });
         }
     }

@@ -179,7 +179,7 @@ impl Client {
             return;
         }
         if self.is_calm {
-            self.keep(around, self.position.unwrap_or(0), true);
+            self.keep(around, self.position, true);
             self.pump(around);
             return around.world.after(50_000, Event::Act(self.id));
         }
@@ -196,7 +196,7 @@ impl Client {
         } else if roll < 95 {
             self.fetch_some(around);
         } else {
-            self.keep(around, self.position.unwrap_or(0), self.habits.acknowledges);
+            self.keep(around, self.position, self.habits.acknowledges);
         }
         self.pump(around);
         self.act_later(around.world);
@@ -256,8 +256,8 @@ impl Client {
     }
 
     /// Writes a position to the device's disk, and perhaps acknowledges it.
-    fn keep(&mut self, around: &mut Around<'_>, seq: u64, acknowledge: bool) {
-        let Some(session) = &mut self.session else {
+    fn keep(&mut self, around: &mut Around<'_>, seq: Option<u64>, acknowledge: bool) {
+        let (Some(session), Some(seq)) = (&mut self.session, seq) else {
             return;
         };
         self.kept = Some(self.kept.unwrap_or(0).max(seq));
@@ -436,7 +436,7 @@ impl Client {
                 self.position = Some(seq);
                 around.check.delivered(world, id, &entry);
                 if world.dice.percent(self.habits.prompt_percent) || self.is_calm {
-                    self.keep(around, seq, self.habits.acknowledges || self.is_calm);
+                    self.keep(around, Some(seq), self.habits.acknowledges || self.is_calm);
                 }
             }
             Happened::Gap {

@@ -3,7 +3,7 @@
 //! Between any two steps the switch can crash. A sync covers what was written before it began and may
 //! fail. The order of steps is that of `runtime::storage`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::Weather;
 use super::disk::{DiskError, FakeDisk, Name, Syncing};
@@ -63,6 +63,18 @@ enum Purpose {
     Harvest,
 }
 
+impl Purpose {
+    /// Who does it: the log's own write and sync, the thread that makes spares, or the one that keeps
+    /// the rest. Each does one thing at a time, in order.
+    const fn hand(self) -> usize {
+        match self {
+            Self::Flush => 0,
+            Self::Spare(_) => 1,
+            Self::Checkpoint | Self::Silent | Self::Harvest => 2,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Job {
     purpose: Purpose,
@@ -75,8 +87,7 @@ pub struct Jobs {
     log: usize,
     life: u32,
     size: SegmentSize,
-    next: u64,
-    running: BTreeMap<u64, Job>,
+    hands: [VecDeque<Job>; 3],
     /// The checkpoint in the making: its position and how long it is.
     draft: (u64, usize),
 }
@@ -89,29 +100,27 @@ impl Jobs {
             log,
             life,
             size,
-            next: 0,
-            running: BTreeMap::new(),
+            hands: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
             draft: (0, 0),
         }
     }
 
-    /// Begins what a store asks for.
+    /// Begins what a store asks for, or puts it behind what the same hand is at.
     pub fn begin(&mut self, world: &mut World, io: Io) {
         let log = self.log;
         world.note(|| format!("log {log}: {}", describe(&io)));
         let (purpose, steps) = self.steps(io);
-        let job = self.next;
-        self.next += 1;
-        self.running.insert(job, Job { purpose, steps });
-        let delay = world.dice.skewed(1, 50);
-        world.after(
-            delay,
-            Event::Disk {
-                life: self.life,
-                log: self.log,
-                job,
-            },
-        );
+        let hand = purpose.hand();
+        self.hands[hand].push_back(Job { purpose, steps });
+        if self.hands[hand].len() == 1 {
+            self.go_on_in(world, hand, (1, 50));
+        }
+    }
+
+    fn go_on_in(&self, world: &mut World, hand: usize, (min_us, max_us): (u64, u64)) {
+        let delay = world.dice.skewed(min_us, max_us);
+        let (life, log) = (self.life, self.log);
+        world.after(delay, Event::Disk { life, log, hand });
     }
 
     fn steps(&mut self, io: Io) -> (Purpose, VecDeque<Step>) {
@@ -183,89 +192,90 @@ impl Jobs {
         (purpose, steps)
     }
 
-    /// The time of a job's next step has come. Says what became of the job when that was its last.
+    /// The time of a hand's next step has come. Says what became of a job when that was its last.
     pub fn go_on(
         &mut self,
         world: &mut World,
         disk: &mut FakeDisk,
         weather: &Weather,
-        job: u64,
+        hand: usize,
     ) -> Option<Done> {
-        let Job { purpose, mut steps } = self.running.remove(&job)?;
+        let Job { purpose, mut steps } = self.hands[hand].pop_front()?;
         let mut harvested = None;
-        let result = match steps.pop_front() {
-            None => Ok(()),
-            Some(Step::Sync(name)) => match disk.sync_begins(name) {
-                Ok(syncing) => {
-                    steps.push_front(Step::Syncing(name, syncing));
-                    Ok(())
+        let step = steps.pop_front();
+        let done = match self.do_step(world, disk, weather, step, &mut steps, &mut harvested) {
+            Err(refusal) => self.refused(world, disk, purpose, refusal),
+            Ok(()) if !steps.is_empty() => {
+                let spread = duration(weather, steps.front());
+                self.hands[hand].push_front(Job { purpose, steps });
+                self.go_on_in(world, hand, spread);
+                return None;
+            }
+            Ok(()) => match purpose {
+                Purpose::Flush => Some(Done::Flushed),
+                Purpose::Spare(segment) => {
+                    let salt = world.dice.roll();
+                    Some(Done::Spare { segment, salt })
                 }
-                Err(error) => Err(error),
+                Purpose::Checkpoint => Some(Done::Checkpointed(true)),
+                Purpose::Harvest => {
+                    Some(harvested.map_or(Done::Fatal("no harvest"), Done::Harvested))
+                }
+                Purpose::Silent => None,
             },
+        };
+        if let Some(job) = self.hands[hand].front() {
+            let spread = match job.steps.front() {
+                Some(Step::Pause) => (20_000, 200_000),
+                _ => (1, 300),
+            };
+            self.go_on_in(world, hand, spread);
+        }
+        done
+    }
+
+    fn do_step(
+        &self,
+        world: &mut World,
+        disk: &mut FakeDisk,
+        weather: &Weather,
+        step: Option<Step>,
+        steps: &mut VecDeque<Step>,
+        harvested: &mut Option<Harvest>,
+    ) -> Result<(), Refusal> {
+        match step {
+            None | Some(Step::Pause) => {}
+            Some(Step::Sync(name)) => {
+                let syncing = disk.sync_begins(name)?;
+                steps.push_front(Step::Syncing(name, syncing));
+            }
             Some(Step::Syncing(name, syncing)) => {
                 if world.dice.ppm(weather.sync_fails_ppm) {
                     world.note(|| format!("log {}: the sync of {name:?} fails", self.log));
                     disk.sync_fails(&syncing, &mut world.dice);
                     if !planted::is(Bug::SyncIgnored) {
-                        return Some(self.sync_failed(world, purpose));
+                        return Err(Refusal::Sync);
                     }
                 } else {
                     disk.sync_ends(&syncing);
                 }
-                Ok(())
             }
-            Some(Step::Create(name)) => {
-                disk.create(name);
-                Ok(())
-            }
-            Some(Step::Zero(name, len)) => disk.zero(name, len),
-            Some(Step::Write(name, offset, bytes)) => disk.write(name, offset, &bytes),
-            Some(Step::SyncDirectory(name)) => {
-                disk.sync_directory(name);
-                Ok(())
-            }
-            Some(Step::Rename(from, to)) => disk.rename(from, to),
-            Some(Step::Unlink(name)) => {
-                disk.unlink(name);
-                Ok(())
-            }
-            Some(Step::Pause) => Ok(()),
+            Some(Step::Create(name)) => disk.create(name),
+            Some(Step::Zero(name, len)) => disk.zero(name, len)?,
+            Some(Step::Write(name, offset, bytes)) => disk.write(name, offset, &bytes)?,
+            Some(Step::SyncDirectory(name)) => disk.sync_directory(name),
+            Some(Step::Rename(from, to)) => disk.rename(from, to)?,
+            Some(Step::Unlink(name)) => disk.unlink(name),
             Some(Step::Read {
                 segment,
                 from,
                 budget,
             }) => {
-                let (bytes, size) = (disk.read(Name::Segment(segment)), self.size);
-                harvested = bytes.map(|bytes| harvest(size, segment, bytes, from, budget));
-                Ok(())
+                let bytes = disk.read(Name::Segment(segment)).unwrap_or_default();
+                *harvested = Some(harvest(self.size, segment, bytes, from, budget));
             }
-        };
-        if let Err(error) = result {
-            return self.refused(world, disk, purpose, error);
         }
-        if !steps.is_empty() {
-            let delay = duration(world, weather, steps.front());
-            self.running.insert(job, Job { purpose, steps });
-            world.after(
-                delay,
-                Event::Disk {
-                    life: self.life,
-                    log: self.log,
-                    job,
-                },
-            );
-            return None;
-        }
-        match purpose {
-            Purpose::Flush => Some(Done::Flushed),
-            Purpose::Spare(segment) => Some(Done::Spare {
-                segment,
-                salt: world.dice.roll(),
-            }),
-            Purpose::Checkpoint => Some(Done::Checkpointed(true)),
-            Purpose::Harvest => Some(harvested.map_or(Done::Fatal("no segment"), Done::Harvested)),
-            Purpose::Silent => None,
-        }
+        Ok(())
     }
 
     /// The disk refused a step.
@@ -274,62 +284,48 @@ impl Jobs {
         world: &mut World,
         disk: &mut FakeDisk,
         purpose: Purpose,
-        error: DiskError,
+        refusal: Refusal,
     ) -> Option<Done> {
-        world.note(|| format!("log {}: {purpose:?} refused: {error:?}", self.log));
+        world.note(|| format!("log {}: {purpose:?} refused: {refusal:?}", self.log));
         match purpose {
             Purpose::Spare(segment) => {
                 disk.empty(Name::Segment(segment)); // the blocks that it got are given back
-                self.prepare_later(world, segment);
+                let (purpose, mut steps) = self.steps(Io::PrepareSegment { segment });
+                steps.push_front(Step::Pause);
+                self.hands[purpose.hand()].push_front(Job { purpose, steps });
                 Some(Done::NoSpare)
             }
             Purpose::Checkpoint => {
                 disk.unlink(Name::Draft(self.draft.0));
                 Some(Done::Checkpointed(false))
             }
-            Purpose::Flush => Some(Done::Fatal("a write into a segment was refused")),
+            Purpose::Flush => Some(Done::Fatal("a write or sync of the log failed")),
             Purpose::Silent | Purpose::Harvest => None,
         }
     }
+}
 
-    fn sync_failed(&mut self, world: &mut World, purpose: Purpose) -> Done {
-        match purpose {
-            Purpose::Spare(segment) => {
-                self.prepare_later(world, segment);
-                Done::NoSpare
-            }
-            Purpose::Checkpoint => Done::Checkpointed(false),
-            _ => Done::Fatal("a sync failed"),
-        }
-    }
+/// Why a step was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    Disk(DiskError),
+    Sync,
+}
 
-    /// A preparation that failed is repeated from its beginning.
-    fn prepare_later(&mut self, world: &mut World, segment: u64) {
-        let (purpose, mut steps) = self.steps(Io::PrepareSegment { segment });
-        steps.push_front(Step::Pause);
-        let job = self.next;
-        self.next += 1;
-        self.running.insert(job, Job { purpose, steps });
-        let delay = world.dice.range(20_000, 200_000);
-        world.after(
-            delay,
-            Event::Disk {
-                life: self.life,
-                log: self.log,
-                job,
-            },
-        );
+impl From<DiskError> for Refusal {
+    fn from(error: DiskError) -> Self {
+        Self::Disk(error)
     }
 }
 
-/// Microseconds until a step is done.
-fn duration(world: &mut World, weather: &Weather, step: Option<&Step>) -> u64 {
+/// Microseconds that a step takes, at least and at most.
+const fn duration(weather: &Weather, step: Option<&Step>) -> (u64, u64) {
     match step {
         Some(Step::Syncing(..) | Step::SyncDirectory(_)) => {
-            world.dice.skewed(weather.sync_min_us, weather.sync_max_us)
+            (weather.sync_min_us, weather.sync_max_us)
         }
-        Some(Step::Zero(..)) => world.dice.skewed(50, 5_000),
-        _ => world.dice.skewed(1, 300),
+        Some(Step::Zero(..)) => (50, 5_000),
+        _ => (1, 300),
     }
 }
 

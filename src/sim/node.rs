@@ -371,9 +371,9 @@ impl Process {
     }
 
     /// A step of a disk operation is done.
-    pub fn disk(&mut self, env: &mut Env<'_>, log: usize, job: u64) {
+    pub fn disk(&mut self, env: &mut Env<'_>, log: usize, hand: usize) {
         let (disk, weather) = (&mut env.disks[log], env.weather);
-        let done = self.jobs[log].go_on(env.world, disk, weather, job);
+        let done = self.jobs[log].go_on(env.world, disk, weather, hand);
         env.check.disk_moved(env.world, log, disk);
         if let Some(done) = done {
             let core = usize::from(

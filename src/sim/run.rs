@@ -162,10 +162,10 @@ impl Run {
                 }
             }
             Event::Turn { life, core } => self.turn(life, core),
-            Event::Disk { life, log, job } => {
+            Event::Disk { life, log, hand } => {
                 let (node, mut env) = self.split();
                 if let Some(process) = node.process.as_mut().filter(|p| p.life() == life) {
-                    process.disk(&mut env, log, job);
+                    process.disk(&mut env, log, hand);
                 }
             }
             Event::Pages { life, conn } => {
@@ -433,7 +433,8 @@ impl Run {
         self.check.settle(&mut self.world);
         let (node, env) = self.split();
         if let Some(process) = &node.process {
-            for (log, store) in process.stores() {
+            // What is durable, and not yet told to the store, makes no difference that counts.
+            for (log, store) in process.stores().filter(|(_, store)| !store.is_flushing()) {
                 env.check.examine(env.world, log, store, &env.disks[log]);
             }
         }

@@ -37,8 +37,8 @@ pub enum Event {
         life: u32,
         /// The log.
         log: usize,
-        /// Which operation.
-        job: u64,
+        /// Whose: see `sim::io`.
+        hand: usize,
     },
     /// Pages that a session waits for are in memory.
     Pages {

@@ -27,6 +27,7 @@ impl Check {
         if let Err(fault) = expected.follow(disk, false) {
             world.fail(|| format!("log {log}, at the start: {fault}"));
         }
+        self.weigh_checkpoints(log, disk, expected.end());
         let (durable, whole) = (self.models[log].end(), expected.end());
         world.note(|| format!("log {log}: durable to {durable:#x}, whole to {whole:#x}"));
         self.expected[log] = Some(expected);

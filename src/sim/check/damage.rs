@@ -29,6 +29,8 @@ struct Hurt {
 pub struct Damage {
     hurts: Vec<Hurt>,
     done: bool,
+    /// Logs that cannot be had whole: the only checkpoint that leads to the end has rotted.
+    hopeless: BTreeSet<usize>,
     /// Entries that a salvage gave up, by user.
     lost: BTreeMap<String, BTreeSet<u64>>,
 }
@@ -46,21 +48,17 @@ impl Damage {
         !self.hurts.is_empty()
     }
 
-    /// Whether a bit of a checkpoint of this log is turned now.
+    /// Whether a start may find a log unusable.
     #[must_use]
-    pub fn is_in_checkpoint(&self, log: usize) -> bool {
-        let is_checkpoint = |hurt: &Hurt| matches!(hurt.rot.name, Name::Checkpoint(_));
-        self.hurts
-            .iter()
-            .any(|hurt| hurt.log == log && is_checkpoint(hurt))
+    pub fn is_hopeless(&self, log: usize) -> bool {
+        self.hopeless.contains(&log)
     }
 
     /// Whether a shard may be found damaged.
     #[must_use]
     pub fn may_quarantine(&self, log: usize, shard: ShardId) -> bool {
-        self.hurts
-            .iter()
-            .any(|hurt| hurt.log == log && hurt.shards.contains(&shard.0))
+        let is_hurt = |hurt: &Hurt| hurt.log == log && hurt.shards.contains(&shard.0);
+        self.is_hopeless(log) || self.hurts.iter().any(is_hurt)
     }
 
     /// Whether an entry may be called lost.
@@ -86,6 +84,34 @@ impl Damage {
 }
 
 impl Check {
+    /// Before a start: whether anything but a rotten checkpoint leads to the end of the log, `end`.
+    pub(super) fn weigh_checkpoints(&mut self, log: usize, disk: &FakeDisk, end: u64) {
+        let rotten = |name: Name| {
+            let mut hurts = self.damage.hurts.iter();
+            hurts.any(|hurt| hurt.log == log && hurt.rot.name == name)
+        };
+        let last = self.size.index_of(end.saturating_sub(1));
+        let leads = |lsn: u64| {
+            let mut needed = self.size.index_of(lsn)..=last;
+            needed.all(|index| disk.read(Name::Segment(index)).is_some())
+        };
+        let checkpoints = disk.names().filter_map(|name| match name {
+            Name::Checkpoint(lsn) => Some((lsn, rotten(name))),
+            _ => None,
+        });
+        let checkpoints: Vec<(u64, bool)> = checkpoints.collect();
+        let has_way = leads(0)
+            || checkpoints
+                .iter()
+                .any(|(lsn, is_rotten)| !is_rotten && leads(*lsn));
+        let is_hurt = checkpoints.iter().any(|(_, is_rotten)| *is_rotten);
+        if is_hurt && !has_way {
+            self.damage.hopeless.insert(log);
+        } else {
+            self.damage.hopeless.remove(&log);
+        }
+    }
+
     /// A message could not be read for delivery.
     pub fn unreadable(&self, world: &mut World, _: &[FakeDisk], log: usize, position: u64) {
         let segment = Name::Segment(self.size.index_of(position));

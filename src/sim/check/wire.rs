@@ -21,6 +21,8 @@ pub struct Tap {
     from_switch: Decoder,
     /// What was sent under a tag, and as which number.
     tags: BTreeMap<u64, (MessageNo, u64)>,
+    /// What the Hello asked for.
+    asked: Option<u64>,
     /// The last entry pushed, and the last one acknowledged.
     pushed: u64,
     acked: u64,
@@ -35,6 +37,7 @@ impl Check {
             from_client: Decoder::new(FRAME_BYTES_MAX),
             from_switch: Decoder::new(FRAME_BYTES_MAX),
             tags: BTreeMap::new(),
+            asked: None,
             pushed: 0,
             acked: 0,
             welcomed: false,
@@ -68,6 +71,7 @@ impl Check {
                     tap.acked = tap.acked.max(seq);
                 }
                 Ok(ClientFrameRef::Hello(hello)) => {
+                    tap.asked = hello.resume_after;
                     let (user, device, after) = (hello.token, hello.device, hello.resume_after);
                     world.note(|| format!("{id:?} hello {user}/{device} after {after:?}"));
                 }
@@ -115,15 +119,16 @@ impl Check {
                     world.fail(|| format!("{id:?}: welcomed twice"));
                 }
                 let user = &self.seen[tap.client].user;
-                let head = self
-                    .model_of(user)
-                    .inboxes
-                    .get(user)
-                    .map_or(0, |inbox| inbox.head());
-                if welcome.head_seq > head {
-                    world.fail(|| {
-                        format!("{id:?}: {} entries told, {head} durable", welcome.head_seq)
-                    });
+                let inbox = self.model_of(user).inboxes.get(user);
+                let (head, oldest) = inbox.map_or((0, 1), |inbox| (inbox.head(), inbox.oldest));
+                let (told, cursor) = (welcome.head_seq, welcome.cursor);
+                if told > head {
+                    world.fail(|| format!("{id:?}: {told} entries told, {head} durable"));
+                }
+                if let Some(asked) = tap.asked
+                    && cursor != asked.max(oldest - 1)
+                {
+                    world.fail(|| format!("{id:?}: begins after {cursor}, not {asked}"));
                 }
             }
             ServerFrameRef::Accepted(answer) => {

@@ -159,7 +159,7 @@ impl Node {
     /// that rotted.
     fn may_refuse(&self, env: &Env<'_>, log: u16, error: &RecoverError) -> bool {
         matches!(error, RecoverError::NoCheckpoint { .. })
-            && env.check.damage.is_in_checkpoint(usize::from(log))
+            && env.check.damage.is_hopeless(usize::from(log))
     }
 
     /// Reads one log, does what recovery asks, and makes it durable. `None`: it crashed meanwhile.
