@@ -234,13 +234,15 @@ fn scan_rate(data_dir: &DataDir, data: &Path) -> Result<(), Failure> {
     let origin = Origin {
         size,
         identity,
-        index: 0,
+        lsn: 0,
+        durable: 0,
         prev_crc: 0,
     };
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         let started = Instant::now();
-        let tail = scan(&origin, &[&segment], &mut |_| {}).map_err(|error| format!("{error:?}"))?;
+        let tail =
+            scan(&origin, &[(0, &segment)], &mut |_| {}).map_err(|error| format!("{error:?}"))?;
         times.push(started.elapsed());
         black_box(tail);
     }
@@ -249,8 +251,8 @@ fn scan_rate(data_dir: &DataDir, data: &Path) -> Result<(), Failure> {
     let mut zeros = segment.clone();
     zeros.fill(0); // present in memory, unlike fresh zeros
     let started = Instant::now();
-    let tail =
-        scan(&origin, &[&zeros, &zeros], &mut |_| {}).map_err(|error| format!("{error:?}"))?;
+    let tail = scan(&origin, &[(0, &zeros), (1, &zeros)], &mut |_| {})
+        .map_err(|error| format!("{error:?}"))?;
     black_box(tail);
     let rate = 2.0 * zeros.len() as f64 / started.elapsed().as_secs_f64() / 1e9;
     println!("search for a proof: two segments of zeros, {rate:.2} GB/s");

@@ -32,13 +32,13 @@ pub use settings::Complaint;
 pub use settings::{CORES_MAX, Cores, Source, describe};
 use settings::{SETTINGS, Setting, Value, find};
 
-use crate::shard::retention::Retention;
 use crate::auth::{Algorithm, Key, KeyError, Keyring, Rules};
 use crate::runtime::dev::{self, DevFiles};
+use crate::shard::retention::Retention;
 
-/// Bytes of a configuration file, at most. Over it: an error, nothing is parsed.
 const MS_PER_HOUR: u64 = 60 * 60 * 1_000;
 
+/// Bytes of a configuration file, at most. Over it: an error, nothing is parsed.
 pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes of a key file, at most. Over it: an error.
 pub const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;

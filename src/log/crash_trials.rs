@@ -316,7 +316,8 @@ impl World {
         self.end = first_lsn + SEGMENT_HEADER_BYTES as u64;
     }
 
-    /// What is on the disk after a crash now: of what was not synced, any subset of the sectors.
+    /// What is on the disk after a crash now: of what was not synced, any subset of the sectors,
+    /// some of them torn.
     pub fn crash(&self, dice: &mut Dice) -> Vec<Vec<u8>> {
         let mut disk = self.disk.clone();
         for &(segment, from, to) in &self.unsynced {
@@ -324,7 +325,14 @@ impl World {
             while at < to {
                 let end = ((at / SECTOR + 1) * SECTOR).min(to);
                 if dice.chance(50) {
-                    disk[segment][at..end].copy_from_slice(&self.memory[segment][at..end]);
+                    // Sectors are torn too, now and then: nothing rests on their being atomic.
+                    let torn = if dice.chance(10) {
+                        dice.below(end - at)
+                    } else {
+                        0
+                    };
+                    let kept = at..end - torn;
+                    disk[segment][kept.clone()].copy_from_slice(&self.memory[segment][kept]);
                 }
                 at = end;
             }

@@ -29,6 +29,12 @@ pub const RECORD_PAYLOAD_BYTES_MAX: usize =
 pub const ITEM_HEADER_BYTES: usize = 8;
 /// Bytes of one item's payload. A length over it is a bad item, found before the CRC is computed.
 pub const ITEM_PAYLOAD_BYTES_MAX: usize = RECORD_PAYLOAD_BYTES_MAX - ITEM_HEADER_BYTES;
+/// Version of checkpoint files. Another one is refused by name.
+pub const CHECKPOINT_VERSION: u32 = 1;
+/// Bytes of a checkpoint's block with its header; every block but the last is as long.
+pub const CHECKPOINT_BLOCK_BYTES: usize = 64 * 1024;
+/// Bytes of the stream in one block.
+pub const CHECKPOINT_BLOCK_PAYLOAD_BYTES: usize = CHECKPOINT_BLOCK_BYTES - 8;
 /// Holes that a scan goes over. More: the scan fails, and a person must look. A guess.
 pub const HOLES_MAX: u32 = 4096;
 /// Zeroed segments kept ahead of each log. Fewer on a full disk: new sends are refused.

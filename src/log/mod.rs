@@ -33,11 +33,13 @@ pub mod recovery;
 mod writer;
 
 pub use builder::FrameBuilder;
-pub use checkpoint::{CheckpointError, CheckpointHeader, CheckpointReader, CheckpointWriter, Section};
-pub use harvest::{Harvest, harvest};
+pub use checkpoint::{
+    CheckpointError, CheckpointHeader, CheckpointReader, CheckpointWriter, Section,
+};
 pub use format::{
     FrameHeader, FrameKind, HeaderFault, HeadsError, NodeIdentity, Placement, RecordFault,
     RecordHeader, RecordKind, SegmentHeader, SegmentSize, heads, heads_encode, records,
 };
+pub use harvest::{Harvest, harvest};
 pub use items::{ItemError, Items, item_at, item_encode_into, item_encode_with, items};
 pub use writer::{Flush, PlaceError, Space, Write, Writer, WriterStart};

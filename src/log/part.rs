@@ -47,6 +47,15 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// Whether nothing but zeros is within these offsets.
+    pub fn is_zero(&self, range: Range<usize>) -> bool {
+        let end = range.end.min(self.bytes.len());
+        let bytes = self.bytes.get(range.start..end).unwrap_or_default();
+        bytes
+            .chunks(ZEROS.len())
+            .all(|chunk| *chunk == ZEROS[..chunk.len()])
+    }
+
     /// Position behind the segment's last byte.
     pub fn end_lsn(&self) -> u64 {
         self.first_lsn + self.size.bytes()

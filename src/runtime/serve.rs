@@ -12,8 +12,8 @@ use super::preflight::{self, PreflightError};
 use super::start::{NodeError, Options, Upkeep, start};
 use super::storage::{DataDirError, Format, SHARDS_DEFAULT};
 use super::tls::{TlsConfigError, server_config};
-use crate::shard::ShardConfig;
 use crate::config::{Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
+use crate::shard::ShardConfig;
 
 /// The switch listens: what its starter wants to know.
 #[derive(Clone, Copy, Debug)]

@@ -351,7 +351,10 @@ mod tests {
         append.encode(&mut bytes);
         set_seq(&mut bytes, Seq(99));
         let seq = Seq(99);
-        assert_eq!(decode(&bytes), Ok(Command::Append(Append { seq, ..append })));
+        assert_eq!(
+            decode(&bytes),
+            Ok(Command::Append(Append { seq, ..append }))
+        );
     }
 
     #[test]

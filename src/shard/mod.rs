@@ -33,8 +33,8 @@ use iris_proto::id::{SendNumber, Seq};
 use iris_proto::limits::INBOX_ENTRIES_MAX;
 use thiserror::Error;
 
-use crate::log::{ItemError, item_encode_with, items};
 use crate::log::limits::ITEM_HEADER_BYTES;
+use crate::log::{ItemError, item_encode_with, items};
 use crate::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
 use command::{Append, Command, CommandError};
 use pairs::{Fingerprint, Pairs};
@@ -581,37 +581,6 @@ impl Shard {
         }
     }
 
-    /// Looks at the next `users` users and lets go what their history has too much.
-    fn sweep(&mut self, now_ms: u64, users: usize) {
-        for _ in 0..users.min(self.users.len()) {
-            if self.swept >= self.users.len() {
-                self.swept = 0;
-            }
-            let slot = self.users.slot(self.swept);
-            self.swept += 1;
-            self.propose_trim(now_ms, slot, 1);
-        }
-    }
-
-    /// Proposes that at least `entries_min` entries of history leave, if so many are over the bounds.
-    fn propose_trim(&mut self, now_ms: u64, slot: UserSlot, entries_min: u64) {
-        let user = self.users.get(slot);
-        let retention = &self.config.retention;
-        let history = (user.floor().0 + 1).saturating_sub(user.oldest().0);
-        if entries_min > 1
-            && history < retention.entries.saturating_add(entries_min)
-            && user.bytes() <= retention.bytes
-        {
-            return; // the usual case, without a look at the entries
-        }
-        let oldest = user.surplus(retention, now_ms);
-        let oldest = oldest.filter(|oldest| oldest.0 >= user.oldest().0 + entries_min);
-        let Some(oldest) = oldest else { return };
-        let name = user.name().to_owned();
-        let user = &name;
-        self.propose_command(now_ms, None, &Command::Trim { user, oldest });
-    }
-
     /// Where messages came to lie and ceased to be needed since the last call.
     pub fn changes(&mut self) -> std::vec::Drain<'_, Change> {
         self.changes.drain(..)
@@ -712,17 +681,6 @@ impl Shard {
         let found = self.users.find(append.to, user_hash(self.key, append.to))?;
         let slot = self.users.get(found).slot(append.seq)?;
         (slot.position() == Some(position)).then_some(found)
-    }
-
-    fn apply_trim(&mut self, user: &str, oldest: Seq) {
-        let Some(slot) = self.users.find(user, user_hash(self.key, user)) else {
-            return;
-        };
-        let changes = &mut self.changes;
-        self.users.get_mut(slot).trim(oldest, |slot| {
-            let bytes = -slot.bytes().cast_signed();
-            changes.extend(slot.position().map(|position| Change { position, bytes }));
-        });
     }
 
     fn apply_append(

@@ -194,7 +194,9 @@ impl Pairs {
             for (word, bytes) in slot.iter_mut().zip(bytes.chunks_exact(4)) {
                 *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             }
-            let follows = slots.last().is_none_or(|last| pair_of(last) < pair_of(&slot));
+            let follows = slots
+                .last()
+                .is_none_or(|last| pair_of(last) < pair_of(&slot));
             if slot == EMPTY || !follows {
                 return None;
             }

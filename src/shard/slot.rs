@@ -45,9 +45,18 @@ impl Slot {
     /// Beyond [`POSITION_MAX`], where the log takes nothing.
     #[must_use]
     pub fn message(position: u64, item_bytes: usize, time_ms: u64) -> Self {
-        assert!(position <= POSITION_MAX, "a position beyond the end of all logs");
-        let units = (item_bytes as u64).div_ceil(UNIT_BYTES).min((1 << UNITS_BITS) - 1);
-        Self::pack(position, units, (time_ms / UNIT_MS).min((1 << TIME_BITS) - 1))
+        assert!(
+            position <= POSITION_MAX,
+            "a position beyond the end of all logs"
+        );
+        let units = (item_bytes as u64)
+            .div_ceil(UNIT_BYTES)
+            .min((1 << UNITS_BITS) - 1);
+        Self::pack(
+            position,
+            units,
+            (time_ms / UNIT_MS).min((1 << TIME_BITS) - 1),
+        )
     }
 
     /// An entry whose message is lost.
@@ -56,7 +65,10 @@ impl Slot {
         Self::pack(GAP, 0, (time_ms / UNIT_MS).min((1 << TIME_BITS) - 1))
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "packing words is the purpose")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "packing words is the purpose"
+    )]
     fn pack(position: u64, units: u64, time: u64) -> Self {
         let bits = u128::from(position)
             | u128::from(units) << POSITION_BITS

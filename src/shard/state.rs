@@ -80,7 +80,11 @@ impl Shard {
         shard.users.reserve(users);
         for _ in 0..users {
             let user = read_user(&mut reader, key)?;
-            if shard.users.find(user.name(), user_hash(key, user.name())).is_some() {
+            if shard
+                .users
+                .find(user.name(), user_hash(key, user.name()))
+                .is_some()
+            {
                 return Err(StateError::Value);
             }
             shard.users.push(user);

@@ -349,10 +349,6 @@ impl Users {
     pub fn iter(&self) -> impl Iterator<Item = &User> {
         self.list.iter()
     }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut User> {
-        self.list.iter_mut()
-    }
 }
 
 #[cfg(test)]
@@ -377,7 +373,9 @@ mod tests {
         let mut user = user_with(0);
         assert_eq!(user.head(), Seq(0));
         assert_eq!(
-            (1..=5).map(|i| user.append(slot(i * 10)).0).collect::<Vec<_>>(),
+            (1..=5)
+                .map(|i| user.append(slot(i * 10)).0)
+                .collect::<Vec<_>>(),
             [1, 2, 3, 4, 5]
         );
         assert_eq!(user.slot(Seq(3)), Some(slot(30)));
@@ -458,7 +456,11 @@ mod tests {
         assert_eq!(user.surplus(&retention, 0), Some(Seq(21)));
         let mut left = 0;
         user.trim(Seq(140), |_| left += 1);
-        assert_eq!((user.oldest(), left), (Seq(121), 120), "no further than the floor");
+        assert_eq!(
+            (user.oldest(), left),
+            (Seq(121), 120),
+            "no further than the floor"
+        );
         assert_eq!(user.slot(Seq(120)), None);
         assert_eq!(user.slot(Seq(121)), Some(slot(120)));
         assert_eq!(user.head(), Seq(150));
@@ -483,7 +485,16 @@ mod tests {
             ..KEEP_ALL
         };
         assert_eq!(user.surplus(&by_size, 0), Some(Seq(4)));
-        assert_eq!(user.surplus(&Retention { bytes: 0, ..KEEP_ALL }, 0), Some(Seq(9)));
+        assert_eq!(
+            user.surplus(
+                &Retention {
+                    bytes: 0,
+                    ..KEEP_ALL
+                },
+                0
+            ),
+            Some(Seq(9))
+        );
     }
 
     #[test]

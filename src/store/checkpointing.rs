@@ -33,16 +33,17 @@ pub(super) struct Kept {
 #[derive(Debug)]
 struct Running {
     lsn: u64,
-    writer: CheckpointWriter,
+    /// `None` when all bytes have been handed over.
+    writer: Option<CheckpointWriter>,
     /// Place of the next shard.
     next: usize,
     /// The shell has been asked for something.
     asked: bool,
-    /// All bytes have been handed over.
-    is_complete: bool,
     /// The file has been asked to be finished.
     is_ending: bool,
     bytes: u64,
+    /// One shard's state; kept for the next one's.
+    state: Vec<u8>,
 }
 
 /// Checkpoints there are, and the one in the making.
@@ -84,7 +85,10 @@ impl Checkpointing {
     }
 
     fn last(&self) -> Kept {
-        self.kept.last().copied().unwrap_or(Kept { lsn: 0, bytes: 0 })
+        self.kept
+            .last()
+            .copied()
+            .unwrap_or(Kept { lsn: 0, bytes: 0 })
     }
 }
 
@@ -126,12 +130,12 @@ impl Store {
         self.checkpointing.retry_at_us = now.monotonic_us + RETRY_AFTER_US;
         self.checkpointing.running = Some(Running {
             lsn,
-            writer: CheckpointWriter::new(&header),
+            writer: Some(CheckpointWriter::new(&header)),
             next: 0,
             asked: true,
-            is_complete: false,
             is_ending: false,
             bytes: 0,
+            state: Vec::new(),
         });
         io.push(Io::CheckpointBegin { lsn });
     }
@@ -145,24 +149,32 @@ impl Store {
             return;
         }
         running.asked = true;
-        if running.is_complete {
+        let Some(mut writer) = running.writer.take() else {
             running.is_ending = true;
             io.push(Io::CheckpointEnd);
             return;
-        }
-        if let Some(shard) = self.shards.get(running.next) {
+        };
+        // A shard, or as many small ones as fill a block.
+        let mut bytes = None;
+        while let (None, Some(shard)) = (&bytes, self.shards.get(running.next)) {
             let Some(shard) = shard else {
                 unreachable!("no checkpoint is begun with a damaged shard");
             };
-            let mut state = Vec::new();
-            shard.write_state(&mut state);
-            running.writer.section(shard.id().0, shard.applied(), &state);
+            running.state.clear();
+            shard.write_state(&mut running.state);
+            let len = running.state.len() as u64;
+            writer.section(shard.id().0, shard.applied(), len);
+            writer.push(&running.state);
             running.next += 1;
-        } else {
-            running.writer.finish();
-            running.is_complete = true;
+            bytes = writer.take_blocks();
         }
-        let bytes = running.writer.take();
+        let bytes = match bytes {
+            Some(bytes) => {
+                running.writer = Some(writer);
+                bytes
+            }
+            None => writer.finish(),
+        };
         running.bytes += bytes.len() as u64;
         io.push(Io::CheckpointChunk { bytes });
     }

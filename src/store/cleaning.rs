@@ -100,7 +100,9 @@ impl Cleaning {
             }
             let at = moved.payload.len() as u64;
             moved.moves.push(Move { at, ..*next });
-            moved.payload.extend_from_slice(&victim.bytes[range.clone()]);
+            moved
+                .payload
+                .extend_from_slice(&victim.bytes[range.clone()]);
             victim.queue.pop_front();
         }
         if moved.moves.is_empty() {

@@ -32,8 +32,8 @@ use std::collections::VecDeque;
 
 use crate::log::limits::SEAL_AFTER_MS;
 use crate::log::{
-    Flush, FrameBuilder, FrameKind, NodeIdentity, RecordHeader, RecordKind, SegmentSize,
-    Space, Writer,
+    Flush, FrameBuilder, FrameKind, NodeIdentity, RecordHeader, RecordKind, SegmentSize, Space,
+    Writer,
 };
 use crate::placement::{HashKey, ShardId, user_hash};
 use crate::shard::slot::POSITION_MAX;

@@ -15,7 +15,9 @@
 //!
 //! This decides; writing (zeroing a torn tail, syncing) is the shell's.
 
-use crate::log::recovery::{Hole, Origin, Recovered as Record, ScanError, Seen, Tail, leftovers, scan};
+use crate::log::recovery::{
+    Hole, Origin, Recovered as Record, ScanError, Seen, Tail, leftovers, scan,
+};
 use crate::log::{
     CheckpointError, CheckpointHeader, CheckpointReader, FrameBuilder, FrameKind, RecordKind,
     Writer, WriterStart, heads, items,
@@ -125,7 +127,9 @@ fn describe(error: &ScanError) -> String {
         ),
         ScanError::Malformed { at, fault } => format!(
             "the frame at position {at:#x} is whole and cannot be read by this program ({})",
-            fault.map_or("its kind is unknown".to_owned(), |fault| format!("{fault:?}"))
+            fault.map_or("its kind is unknown".to_owned(), |fault| format!(
+                "{fault:?}"
+            ))
         ),
     }
 }
@@ -231,7 +235,15 @@ pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError
     let used = used.filter(|index| !behind.contains(index));
     let ledger = Ledger::new(setup.size, used);
     let (shards, standing) = (replay.shards, replay.standing);
-    let store = Store::assemble(setup, &tail, shards, standing, ledger, beginning.kept, &mut report);
+    let store = Store::assemble(
+        setup,
+        &tail,
+        shards,
+        standing,
+        ledger,
+        beginning.kept,
+        &mut report,
+    );
     Ok(Recovered {
         store,
         cuts,
@@ -287,11 +299,7 @@ pub(super) fn begin(setup: &Setup, found: &Found<'_>) -> Result<Beginning, Recov
 }
 
 /// Reads one checkpoint: all its shards, in the order of the setup.
-fn load(
-    setup: &Setup,
-    lsn: u64,
-    bytes: &[u8],
-) -> Result<(Vec<Shard>, CheckpointHeader), Unusable> {
+fn load(setup: &Setup, lsn: u64, bytes: &[u8]) -> Result<(Vec<Shard>, CheckpointHeader), Unusable> {
     let (header, mut reader) = CheckpointReader::open(bytes)?;
     let is_ours = header.identity == setup.identity
         && header.scan_lsn == lsn
@@ -456,7 +464,10 @@ impl<'a> Replay<'a> {
             };
             let applied = self.shards[place].applied();
             if index > applied {
-                self.damage(place, format!("entries {} to {index} are missing", applied + 1));
+                self.damage(
+                    place,
+                    format!("entries {} to {index} are missing", applied + 1),
+                );
             } else if matches!(self.standing[place], Standing::InDoubt) {
                 self.standing[place] = Standing::Whole;
             }
@@ -581,5 +592,8 @@ fn book(setup: &Setup, shard: &Shard, ledger: &mut Ledger, entries: &mut u64) ->
 /// The shards of log `log`, when the data directory has `logs` logs and `shards` shards.
 #[must_use]
 pub fn shards_of_log(log: u16, logs: u16, shards: u16) -> Vec<ShardId> {
-    (0..shards).filter(|shard| shard % logs == log).map(ShardId).collect()
+    (0..shards)
+        .filter(|shard| shard % logs == log)
+        .map(ShardId)
+        .collect()
 }

@@ -90,7 +90,11 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
         see(setup, &mut shards, &seen);
     })
     .map_err(RecoverError::Scan)?;
-    let mut damaged: Vec<u64> = report.holes.iter().map(|hole| setup.size.index_of(hole.from)).collect();
+    let mut damaged: Vec<u64> = report
+        .holes
+        .iter()
+        .map(|hole| setup.size.index_of(hole.from))
+        .collect();
     for (_, shard) in &mut shards {
         drop_unreadable(setup, found, shard, &mut damaged);
     }
@@ -109,16 +113,16 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
         let (shard, lost) = one.finish();
         let mut state = Vec::new();
         shard.write_state(&mut state);
-        writer.section(shard.id().0, shard.applied(), &state);
+        writer.section(shard.id().0, shard.applied(), state.len() as u64);
+        writer.push(&state);
         losses.push((shard.id(), lost));
     }
-    writer.finish();
     Ok(Salvaged {
         quarantined,
         losses,
         damaged_segments: damaged,
         lsn: tail.end,
-        checkpoint: writer.take(),
+        checkpoint: writer.finish(),
     })
 }
 
@@ -195,7 +199,9 @@ pub fn unreadable<'a>(
     user.slots().filter_map(move |(seq, slot)| {
         let position = slot.position()?;
         let segment = setup.size.index_of(position);
-        let nth = found.segments.binary_search_by_key(&segment, |(index, _)| *index);
+        let nth = found
+            .segments
+            .binary_search_by_key(&segment, |(index, _)| *index);
         let bytes = nth.ok().map(|nth| found.segments[nth].1);
         let rest = bytes.and_then(|bytes| bytes.get(setup.size.offset_of(position)..));
         let is_whole = rest.is_some_and(|rest| is_entry(rest, user.name(), seq));
@@ -218,6 +224,8 @@ fn is_entry(bytes: &[u8], user: &str, seq: Seq) -> bool {
 #[must_use]
 pub fn counts(shard: &Shard) -> (usize, u64, usize) {
     let entries = shard.users().iter();
-    let entries = entries.map(|user| user.head().0 + 1 - user.oldest().0).sum();
+    let entries = entries
+        .map(|user| user.head().0 + 1 - user.oldest().0)
+        .sum();
     (shard.users().len(), entries, shard.pairs().len())
 }

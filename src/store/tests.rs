@@ -9,9 +9,9 @@ use super::salvage::{Salvaged, salvage};
 use super::*;
 use crate::log::{harvest, item_at};
 use crate::placement::{CoreId, UserHash};
+use crate::shard::ReplyTo;
 use crate::shard::command::{Append, Command, decode};
 use crate::shard::retention::Retention;
-use crate::shard::ReplyTo;
 
 const SIZE: SegmentSize = SegmentSize::small(32 * 1024);
 const KEY: HashKey = HashKey([5; 16]);
@@ -139,7 +139,10 @@ impl World {
 
     fn acknowledge(&mut self, user: &str, seq: u64) {
         let (device, seq) = ("phone", Seq(seq));
-        self.step(user_hash(KEY, user), Input::Acknowledge { user, device, seq });
+        self.step(
+            user_hash(KEY, user),
+            Input::Acknowledge { user, device, seq },
+        );
     }
 
     /// Polls and does what is wanted, until there is nothing more for now.
@@ -320,7 +323,10 @@ fn a_restart_gives_the_same_state_byte_for_byte_whatever_checkpoints_there_are()
         assert_eq!(world.state(), before, "part {part}");
         with_checkpoint += usize::from(world.store.status().checkpoint.is_some());
     }
-    assert!(with_checkpoint > 20, "{with_checkpoint} starts from a checkpoint");
+    assert!(
+        with_checkpoint > 20,
+        "{with_checkpoint} starts from a checkpoint"
+    );
 }
 
 /// R: D-5
@@ -335,7 +341,10 @@ fn space_comes_back_and_stays_within_twice_what_is_live() {
     // What a replay may need stays: two checkpoints' worth of log and the open segment.
     let replay = status.end - world.store.checkpointing.keep_from();
     let cleanable = status.used_bytes - replay.next_multiple_of(SIZE.bytes());
-    assert!(cleanable <= 2 * status.live_bytes + 2 * SIZE.bytes(), "{status:?}");
+    assert!(
+        cleanable <= 2 * status.live_bytes + 2 * SIZE.bytes(),
+        "{status:?}"
+    );
     let again = world.restart();
     for user in users() {
         let inbox = again.inbox(&user);
@@ -359,7 +368,10 @@ fn live_messages_move_out_of_mostly_dead_segments_and_read_the_same_afterwards()
     world.run_for(20);
     let status = world.store.status();
     assert!(status.moved_bytes > 0, "{status:?}");
-    assert!(!world.segments.contains_key(&0), "the first segment is gone");
+    assert!(
+        !world.segments.contains_key(&0),
+        "the first segment is gone"
+    );
     let state = world.state();
     let world = world.restart();
     assert_eq!(world.state(), state);
@@ -439,7 +451,12 @@ fn one_rotten_message_stops_its_shard_alone_and_salvage_names_exactly_that_entry
     world.segments.get_mut(&segment).unwrap()[offset + 120] ^= 1;
     let damaged = ShardId((user_hash(KEY, &victim).0 % u64::from(SHARDS)) as u16);
     let mut world = world.restart();
-    let quarantined: Vec<_> = world.store.quarantined().iter().map(|one| one.shard).collect();
+    let quarantined: Vec<_> = world
+        .store
+        .quarantined()
+        .iter()
+        .map(|one| one.shard)
+        .collect();
     assert_eq!(quarantined, [damaged]);
     // The others go on, also over a further restart.
     for (user, inbox) in users().iter().zip(&before) {
@@ -451,7 +468,11 @@ fn one_rotten_message_stops_its_shard_alone_and_salvage_names_exactly_that_entry
     }
     world.run_for(1);
     let mut world = world.restart();
-    assert_eq!(world.store.quarantined().len(), 1, "the damage is not forgotten");
+    assert_eq!(
+        world.store.quarantined().len(),
+        1,
+        "the damage is not forgotten"
+    );
     let found = world.salvage();
     let losses: Vec<_> = found.losses.iter().flat_map(|(_, losses)| losses).collect();
     assert_eq!(losses.len(), 1, "{losses:?}");
@@ -491,7 +512,10 @@ fn after_a_lost_frame_no_seq_is_given_out_twice() {
     assert_eq!(world.store.quarantined(), []);
     for (user, head) in users().iter().zip(heads) {
         let inbox = world.inbox(user);
-        assert!(inbox.last().unwrap().0 >= head, "{user} gives out {head} again");
+        assert!(
+            inbox.last().unwrap().0 >= head,
+            "{user} gives out {head} again"
+        );
         for (seq, found) in inbox.iter().filter(|(_, found)| found.is_some()) {
             assert_eq!(found.as_deref(), Some(&body(user, *seq)[..]));
         }

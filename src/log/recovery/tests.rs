@@ -249,6 +249,53 @@ fn many_frames(size: SegmentSize, frames: usize) -> Vec<u8> {
     bytes
 }
 
+/// R: D-2. Without its header a segment has the salt of its first frame, whatever a message holds.
+#[test]
+fn frames_inside_a_message_do_not_give_a_segment_their_salt() {
+    let mut bytes = many_frames(SIZE, 1);
+    let lsn = bytes.len() as u64;
+    let (mut forged, mut prev_crc) = (Vec::new(), 0);
+    for _ in 0..20 {
+        let lsn = lsn + (FRAME_HEADER_BYTES + RECORD_HEADER_BYTES + forged.len()) as u64;
+        let mut frame = FrameBuilder::new();
+        frame.record(RecordHeader::heads(&[]), &[]);
+        let placement = Placement {
+            kind: FrameKind::Data,
+            lsn,
+            synced_lsn: lsn,
+            salt: 5,
+            prev_crc,
+        };
+        prev_crc = frame.finish_into(&placement, &mut forged);
+    }
+    let mut frame = FrameBuilder::new();
+    frame.record(RecordHeader::heads(&forged), &forged);
+    let placement = Placement {
+        kind: FrameKind::Data,
+        lsn,
+        synced_lsn: lsn,
+        salt: 9,
+        prev_crc: 0,
+    };
+    frame.finish_into(&placement, &mut bytes);
+    let end = bytes.len() as u64;
+    bytes[lsn as usize + 50] ^= 1; // the body is looked into
+    bytes[..SEGMENT_HEADER_BYTES].fill(0);
+    let known = Origin {
+        durable: end,
+        ..origin()
+    };
+    let scanned = scan_from(&known, &[(0, &bytes)]).unwrap();
+    let found: Vec<_> = scanned
+        .holes
+        .iter()
+        .map(|hole| (hole.from, hole.to))
+        .collect();
+    assert_eq!(found, [(0, SEGMENT_HEADER_BYTES as u64), (lsn, end)]);
+    assert_eq!((scanned.tail.salt, scanned.tail.end), (Some(9), end));
+    assert_eq!(scanned.tail.frames, 1);
+}
+
 /// R: D-2
 #[test]
 fn more_holes_than_anyone_believes_end_the_scan() {

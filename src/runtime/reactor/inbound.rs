@@ -305,11 +305,10 @@ impl Core {
             at,
         } = *login;
         let shard = self.placement.shard_of(identity.hash);
-        let slot = self.lanes.shard(shard).and_then(|shard| {
-            shard
-                .users()
-                .find(identity.user.as_str(), identity.hash)
-        });
+        let slot = self
+            .lanes
+            .shard(shard)
+            .and_then(|shard| shard.users().find(identity.user.as_str(), identity.hash));
         let user = slot.filter(|_| !identity.send_only);
         // Replacing settles the cursor.
         if user.is_some_and(|user| !self.replace_older(shard, user, &identity.device, at)) {

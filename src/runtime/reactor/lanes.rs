@@ -156,7 +156,10 @@ impl Lanes {
         buffers: Vec<Vec<u8>>,
         clock: &Clock,
     ) {
-        let lane = self.lanes.iter().position(|lane| u64::from(lane.id.0) == job);
+        let lane = self
+            .lanes
+            .iter()
+            .position(|lane| u64::from(lane.id.0) == job);
         let Some(index) = lane else {
             unreachable!("no log has number {job}");
         };

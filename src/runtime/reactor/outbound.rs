@@ -52,6 +52,16 @@ pub(super) fn populated_for(job: u64) -> Option<SocketId> {
     })
 }
 
+/// What a client is told of entries whose messages were set aside.
+fn lost(first: Seq, last: Seq, fetch_tag: u64) -> v2::Gap {
+    v2::Gap {
+        first: first.0,
+        last: last.0,
+        reason: v2::GapReason::Lost.into(),
+        fetch_tag,
+    }
+}
+
 /// How far a session's pulling came.
 enum Pulled {
     /// Nothing is owed, or its window is closed.
@@ -182,14 +192,9 @@ impl Core {
                 continue;
             };
             let Some(position) = slot.position() else {
-                let last = inbox.and_then(|inbox| inbox.gap_end(seq)).unwrap_or(seq);
-                let gap = v2::Gap {
-                    first: seq.0,
-                    last: last.0,
-                    reason: v2::GapReason::Lost.into(),
-                    fetch_tag: tag,
-                };
-                wire::encode_gap(plain, gap);
+                let last = inbox.and_then(|inbox| inbox.gap_end(seq));
+                let last = last.unwrap_or(seq);
+                wire::encode_gap(plain, lost(seq, last, tag));
                 live.session.skipped(next, last);
                 continue;
             };

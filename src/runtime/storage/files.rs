@@ -268,7 +268,10 @@ impl Files {
         store: &mut Store,
     ) -> std::io::Result<()> {
         for write in self.writes(&mut flush).into_iter().flatten() {
-            let file = self.writing.values().find(|file| file.as_raw_fd() == write.fd);
+            let file = self
+                .writing
+                .values()
+                .find(|file| file.as_raw_fd() == write.fd);
             let Some(file) = file else {
                 unreachable!("the files that are written are open");
             };

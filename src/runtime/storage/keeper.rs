@@ -244,7 +244,11 @@ impl Worker {
 
     fn harvest(&mut self, segment: u64, from: usize, budget: usize) -> Harvest {
         let size = self.places.size;
-        if self.open.as_ref().is_none_or(|(index, _)| *index != segment) {
+        if self
+            .open
+            .as_ref()
+            .is_none_or(|(index, _)| *index != segment)
+        {
             let path = segment_path(&self.places.segments, size, segment);
             let map = File::open(&path).and_then(|file| {
                 let len = file.metadata()?.len().min(size.bytes());

@@ -24,10 +24,10 @@ mod super_block;
 #[cfg(test)]
 mod tests;
 
+pub use crate::log::Space;
 pub use blocking::BlockingLog;
 pub use data_dir::{DataDir, DataDirError, Format};
 pub use files::{FileWrite, Files, ReadError};
 pub use limits::{BLOCK_BYTES, LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
-pub use crate::log::Space;
 pub use open::{LogError, Mapped, open_log};
 pub use super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};

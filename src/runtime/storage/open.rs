@@ -76,7 +76,12 @@ impl Mapped {
     ///
     /// # Errors
     /// When the system refuses; nothing is changed in any case.
-    pub fn open(data_dir: &Path, log_no: u32, size: SegmentSize, past_cache: bool) -> Result<Self, LogError> {
+    pub fn open(
+        data_dir: &Path,
+        log_no: u32,
+        size: SegmentSize,
+        past_cache: bool,
+    ) -> Result<Self, LogError> {
         let places = Places {
             segments: super::data_dir::log_path(data_dir, log_no),
             checkpoints: super::data_dir::checkpoints_path(data_dir, log_no),

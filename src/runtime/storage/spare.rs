@@ -26,9 +26,7 @@ use tracing::{info, warn};
 use crate::log::SegmentSize;
 use crate::log::limits::{SEGMENT_HEADER_BYTES, SPARES};
 
-use super::limits::{
-    SPARE_RETRY_MS, SPARE_RETRY_MS_MAX, ZERO_SYNC_BYTES, ZERO_WRITE_BYTES,
-};
+use super::limits::{SPARE_RETRY_MS, SPARE_RETRY_MS_MAX, ZERO_SYNC_BYTES, ZERO_WRITE_BYTES};
 use super::mmap::{SegmentMap, reserve};
 
 /// Requests under way to the thread. Full: a file is closed by the core, which is only slower.
