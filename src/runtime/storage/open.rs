@@ -151,6 +151,11 @@ pub fn open_log(
     let recovered = recovered.map_err(|error| explain(error, &directory, size))?;
     report(log_no, &directory, size, &recovered);
     cut(&directory, size, &recovered)?;
+    // A process that was killed may have left a segment's or checkpoint's name in the page cache only.
+    for directory in [&directory, &mapped.places.checkpoints] {
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(failed("sync", directory))?;
+    }
     let Recovered {
         mut store, behind, ..
     } = recovered;
