@@ -22,7 +22,7 @@
 //! | 5 | user → shard → log → core | [`placement`] |
 //! | 6 | to the recipient's core: packed, published once a turn, one wake if it sleeps | [`runtime::mesh`], [`ring`] |
 //! | 7 | the shard judges the number and puts the command into its open batch | [`shard`] (`step`), [`shard::pairs`] |
-//! | 8 | one frame for all shards of a log: written and synced, one under way at a time | [`runtime::reactor`] (`lanes`), [`log`], [`runtime::storage`] |
+//! | 8 | one frame for all shards of a log: written and synced, one under way at a time | [`store`], [`log`], [`runtime::reactor`] (`lanes`), [`runtime::storage`] |
 //! | 9 | `Committed`: the entry is applied, the inbox grows | [`shard`] (`apply`), [`shard::user`] |
 //! | 10 | `Accepted` goes back to the sender's session | [`runtime::reactor`] (`answers`) |
 //! | 11 | the recipient's sessions pull what their windows allow, from where it lies in the log | [`session::window`], [`runtime::reactor`] (`outbound`) |
@@ -34,7 +34,9 @@
 //! - Entries are applied in the order of their index, without a gap; the same entries give the same
 //!   state, byte for byte ([`shard`]).
 //! - Below a log's `durable` position nothing is written again, at or above it nothing is handed
-//!   out ([`runtime::storage`]). A failed write or sync ends the process.
+//!   out ([`log`], [`runtime::storage`]). A failed write or sync ends the process.
+//! - A segment is removed only when no inbox refers to it and no replay needs it; a damaged shard is
+//!   not served, and nothing that could save it is removed ([`store`]).
 //! - `acknowledged ≤ pushed ≤ head`, and entries are pushed without a gap ([`session`]).
 //! - A descriptor is closed, or moves to another core, only when no operation on it is under way
 //!   ([`runtime::stream`]).
@@ -48,7 +50,7 @@
 //!
 //! ```text
 //!   edges ─▶ shell ─▶ ring ─▶ pure
-//!   │        │                └ auth session placement shard log
+//!   │        │                └ auth session placement store shard log
 //!   │        └ runtime
 //!   └ cli client config
 //! ```

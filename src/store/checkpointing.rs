@@ -94,7 +94,7 @@ impl Checkpointing {
 
 impl Store {
     /// Begins a checkpoint when the log has grown by enough. Only between two flushes: then all that was
-    /// placed is applied.
+    /// placed is applied. A frame that waits for a segment will be placed behind, and is replayed.
     pub(super) fn begin_checkpoint(&mut self, now: Now, io: &mut Vec<Io>) {
         let last = self.checkpointing.last();
         let grown = self.writer.end() - last.lsn;
@@ -110,7 +110,6 @@ impl Store {
         let may = self.checkpointing.running.is_none()
             && !self.is_resting
             && self.quarantined.is_empty()
-            && self.loaded.is_empty()
             && now.monotonic_us >= self.checkpointing.retry_at_us;
         if !may || grown < due || grown == 0 {
             return;

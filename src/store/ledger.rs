@@ -47,14 +47,29 @@ impl Ledger {
         self.live.contains_key(&segment)
     }
 
-    /// Books a change.
-    pub fn book(&mut self, change: Change) {
-        let segment = self.size.index_of(change.position);
+    /// Books changes. Those of one batch lie in one segment, mostly, and are booked together.
+    pub fn book(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let (mut segment, mut bytes) = (0, 0);
+        for change in changes {
+            let next = self.size.index_of(change.position);
+            if next != segment {
+                self.book_one(segment, bytes);
+                (segment, bytes) = (next, 0);
+            }
+            bytes += change.bytes;
+        }
+        self.book_one(segment, bytes);
+    }
+
+    fn book_one(&mut self, segment: u64, bytes: i64) {
+        if bytes == 0 {
+            return;
+        }
         let Some(live) = self.live.get_mut(&segment) else {
             // Only of an entry whose segment was found missing, and whose shard is not served.
             return;
         };
-        let booked = live.checked_add_signed(change.bytes);
+        let booked = live.checked_add_signed(bytes);
         assert!(booked.is_some(), "more left a segment than was in it");
         *live = booked.unwrap_or(0);
     }

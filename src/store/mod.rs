@@ -374,9 +374,7 @@ impl Store {
         let before = shard.open_bytes();
         shard.step(now.unix_ms, input, &mut self.scratch);
         self.pending_bytes += shard.open_bytes() - before; // a step only adds
-        for change in shard.changes() {
-            self.ledger.book(change);
-        }
+        self.ledger.book(shard.changes());
         let is_ready = shard.ready_bytes().is_some();
         effects.extend(self.scratch.drain(..).map(|effect| (id, effect)));
         if is_ready && !std::mem::replace(&mut self.is_ready[place], true) {
@@ -465,9 +463,7 @@ impl Store {
                 unreachable!("messages of a damaged shard were moved");
             };
             shard.relocate(user, seq, at);
-            for change in shard.changes() {
-                self.ledger.book(change);
-            }
+            self.ledger.book(shard.changes());
         }
     }
 

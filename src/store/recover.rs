@@ -30,6 +30,7 @@ use crate::shard::{ApplyError, Change, Effect, Entry, Shard};
 use super::checkpointing::{Checkpointing, Kept};
 use super::cleaning::Cleaning;
 use super::ledger::Ledger;
+use super::salvage::is_readable;
 use super::{Quarantine, Setup, Store};
 
 /// What lies on the disk.
@@ -234,16 +235,9 @@ pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError
     let used = found.segments.iter().map(|(index, _)| *index);
     let used = used.filter(|index| !behind.contains(index));
     let ledger = Ledger::new(setup.size, used);
-    let (shards, standing) = (replay.shards, replay.standing);
-    let store = Store::assemble(
-        setup,
-        &tail,
-        shards,
-        standing,
-        ledger,
-        beginning.kept,
-        &mut report,
-    );
+    let judged = replay.shards.into_iter().zip(replay.standing).collect();
+    let disk = (found, ledger);
+    let store = Store::assemble(setup, &tail, disk, judged, beginning.kept, &mut report);
     Ok(Recovered {
         store,
         cuts,
@@ -419,7 +413,12 @@ impl<'a> Replay<'a> {
     fn entry(&mut self, record: &Record<'_>) -> Result<(), RecoverError> {
         let place = self.place(record)?;
         let (index, applied) = (record.record.index, self.shards[place].applied());
-        if index <= applied || matches!(self.standing[place], Standing::Damaged(_)) {
+        if matches!(self.standing[place], Standing::Damaged(_)) {
+            return Ok(());
+        }
+        if index <= applied {
+            // What was in a hole before it has lower indexes, and is applied too.
+            self.standing[place] = Standing::Whole;
             return Ok(());
         }
         if index > applied + 1 && self.had_hole {
@@ -502,25 +501,26 @@ impl Store {
     fn assemble(
         setup: Setup,
         tail: &Tail,
-        shards: Vec<Shard>,
-        mut standing: Vec<Standing>,
-        mut ledger: Ledger,
+        (found, mut ledger): (Found<'_>, Ledger),
+        mut judged: Vec<(Shard, Standing)>,
         kept: Vec<Kept>,
         report: &mut Report,
     ) -> Self {
-        for (place, shard) in shards.iter().enumerate() {
-            let missing = book(&setup, shard, &mut ledger, &mut report.entries);
-            if missing > 0 && !matches!(standing[place], Standing::Damaged(_)) {
-                let reason = format!("{missing} messages lie in segments that are missing");
-                standing[place] = Standing::Damaged(reason);
+        for (shard, standing) in &mut judged {
+            let missing = book(&setup, found, shard, &mut ledger, report);
+            if missing > 0 && !matches!(standing, Standing::Damaged(_)) {
+                *standing = Standing::Damaged(format!(
+                    "{missing} messages lie in segments that are missing or where the log is damaged"
+                ));
             }
         }
         let places = setup.places();
-        let heads = shards.iter().map(|shard| (shard.id().0, shard.applied()));
+        let heads = judged.iter();
+        let heads = heads.map(|(shard, _)| (shard.id().0, shard.applied()));
         let mut heads: Vec<(u16, u64)> = heads.collect();
         let mut quarantined = Vec::new();
-        let mut served = Vec::with_capacity(shards.len());
-        for (shard, standing) in shards.into_iter().zip(standing) {
+        let mut served = Vec::with_capacity(judged.len());
+        for (shard, standing) in judged {
             if let Standing::Damaged(reason) = standing {
                 let id = shard.id();
                 heads.retain(|(shard, _)| *shard != id.0); // how far it went is not known
@@ -569,20 +569,31 @@ impl Store {
     }
 }
 
-/// Books where a shard's messages lie; how many lie nowhere.
-fn book(setup: &Setup, shard: &Shard, ledger: &mut Ledger, entries: &mut u64) -> u64 {
+/// Books where a shard's messages lie; how many are not there. Those that lie in a hole are read: a part
+/// of a checkpoint may be younger than the hole, and a move that a hole swallowed shows in no index.
+fn book(
+    setup: &Setup,
+    found: Found<'_>,
+    shard: &Shard,
+    ledger: &mut Ledger,
+    report: &mut Report,
+) -> u64 {
     let mut missing = 0;
     for user in shard.users().iter() {
-        for (_, slot) in user.slots() {
-            *entries += 1;
+        for (seq, slot) in user.slots() {
+            report.entries += 1;
             let Some(position) = slot.position() else {
                 continue;
             };
-            if ledger.has(setup.size.index_of(position)) {
-                let bytes = slot.bytes().cast_signed();
-                ledger.book(Change { position, bytes });
-            } else {
+            let mut holes = report.holes.iter();
+            let in_hole = holes.any(|hole| (hole.from..hole.to).contains(&position));
+            if !ledger.has(setup.size.index_of(position))
+                || (in_hole && !is_readable(setup, found, position, user.name(), seq))
+            {
                 missing += 1;
+            } else {
+                let bytes = slot.bytes().cast_signed();
+                ledger.book([Change { position, bytes }]);
             }
         }
     }

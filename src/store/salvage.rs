@@ -198,15 +198,25 @@ pub fn unreadable<'a>(
 ) -> impl Iterator<Item = (Seq, u64)> + 'a {
     user.slots().filter_map(move |(seq, slot)| {
         let position = slot.position()?;
-        let segment = setup.size.index_of(position);
-        let nth = found
-            .segments
-            .binary_search_by_key(&segment, |(index, _)| *index);
-        let bytes = nth.ok().map(|nth| found.segments[nth].1);
-        let rest = bytes.and_then(|bytes| bytes.get(setup.size.offset_of(position)..));
-        let is_whole = rest.is_some_and(|rest| is_entry(rest, user.name(), seq));
+        let is_whole = is_readable(setup, found, position, user.name(), seq);
         (!is_whole).then_some((seq, position))
     })
+}
+
+/// Whether the whole message of an entry lies at a position.
+pub(super) fn is_readable(
+    setup: &Setup,
+    found: Found<'_>,
+    position: u64,
+    user: &str,
+    seq: Seq,
+) -> bool {
+    let segment = setup.size.index_of(position);
+    let segments = found.segments;
+    let nth = segments.binary_search_by_key(&segment, |(index, _)| *index);
+    let bytes = nth.ok().map(|nth| segments[nth].1);
+    let rest = bytes.and_then(|bytes| bytes.get(setup.size.offset_of(position)..));
+    rest.is_some_and(|rest| is_entry(rest, user, seq))
 }
 
 /// Whether the bytes begin with the whole message of this entry.
