@@ -36,6 +36,7 @@ use thiserror::Error;
 use crate::log::limits::ITEM_HEADER_BYTES;
 use crate::log::{ItemError, item_encode_with, items};
 use crate::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
+use crate::planted::{self, Bug};
 use command::{Append, Command, CommandError};
 use pairs::{Fingerprint, Pairs};
 use retention::{Retention, TRIM_ENTRIES_MIN};
@@ -366,6 +367,12 @@ impl Shard {
             Input::Acknowledge { user, device, seq } => {
                 if let Some(slot) = self.users.find(user, user_hash(self.key, user)) {
                     self.users.get_mut(slot).claim(device, seq);
+                    if planted::is(Bug::CursorBeforeCommit) {
+                        self.users.get_mut(slot).acknowledge(device, seq);
+                    }
+                    if planted::is(Bug::ClaimLost) && seq == self.users.get(slot).head() {
+                        return;
+                    }
                 }
                 self.propose_command(now_ms, None, &Command::Cursor { user, device, seq });
             }
@@ -442,7 +449,7 @@ impl Shard {
             refused(Refusal::Gap {
                 expected: SendNumber(proposed.0 + 1),
             })
-        } else if n <= proposed {
+        } else if n <= proposed && !(planted::is(Bug::RetryTwice) && n == accepted) {
             Effect::Accepted { reply, n }
         } else if !room {
             refused(Refusal::DiskFull)
@@ -451,7 +458,12 @@ impl Shard {
         } else {
             let coming = self.appending.get(&to).copied().unwrap_or(0);
             let seq = Seq(self.head(append.to, to).0 + coming + 1);
-            let index = self.propose(now_ms, Some(reply), command, Some(seq));
+            let early = planted::is(Bug::AcceptBeforeSync);
+            if early {
+                effects.push(Effect::Accepted { reply, n });
+            }
+            let reply = Some(reply).filter(|_| !early);
+            let index = self.propose(now_ms, reply, command, Some(seq));
             self.streams.insert(pair, Underway { last: n, index });
             self.appending.insert(to, coming + 1);
             return;
@@ -695,7 +707,8 @@ impl Shard {
         let pair = self.fingerprint(append);
         self.forget_underway(pair, hash, entry.index);
         let last = self.pairs.last(pair);
-        if append.n.0 == last.0 + 1 && append.seq.0 == self.head(append.to, hash).0 + 1 {
+        let is_next = append.n.0 == last.0 + 1 || planted::is(Bug::RetryTwice);
+        if is_next && append.seq.0 == self.head(append.to, hash).0 + 1 {
             let user = self.users.find_or_create(append.to, hash);
             self.users.get_mut(user).append(slot);
             self.note(slot);

@@ -30,6 +30,9 @@ use crate::store::Store;
 pub use damage::Damage;
 use wire::Tap;
 
+/// Milliseconds from a message being read to its proposal at most; after that a full disk refuses it.
+const FULL_SLACK_MS: u64 = 100;
+
 /// What became of a message, as its program was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -116,6 +119,8 @@ pub struct Check {
     bounds: Bounds,
     /// By log.
     models: Vec<Model>,
+    /// Since when each log's store knows that its disk has no room for a further segment.
+    full_since_ms: Vec<Option<u64>>,
     /// What a start must find, while there is one.
     expected: Vec<Option<Model>>,
     messages: Vec<Message>,
@@ -177,6 +182,7 @@ impl Check {
             placement,
             bounds,
             models: vec![Model::new(size, bounds.inbox_entries_max); logs],
+            full_since_ms: vec![None; logs],
             expected: vec![None; logs],
             messages: Vec::new(),
             seen: seen.collect(),
@@ -276,9 +282,18 @@ impl Check {
         if let Err(fault) = self.models[log].follow(disk, true) {
             world.fail(|| format!("log {log}: {fault}"));
         }
-        for (no, seq) in std::mem::take(&mut self.models[log].news) {
+        for (no, seq, read_ms) in std::mem::take(&mut self.models[log].news) {
             self.stored(world, no, seq);
+            if self.full_since_ms[log].is_some_and(|full_ms| read_ms > full_ms + FULL_SLACK_MS) {
+                world.fail(|| format!("message {no} was taken by log {log}, whose disk is full"));
+            }
         }
+    }
+
+    /// The store of a log was told that there is room for a further segment, or none.
+    pub fn room(&mut self, world: &World, log: usize, has_room: bool) {
+        let since = &mut self.full_since_ms[log];
+        *since = (!has_room).then(|| since.unwrap_or(world.unix_ms()));
     }
 
     fn stored(&mut self, world: &mut World, no: MessageNo, seq: u64) {

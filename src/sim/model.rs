@@ -123,8 +123,10 @@ pub struct Model {
     pub streams: BTreeMap<Stream, u64>,
     /// Frames read.
     pub frames: u64,
-    /// Messages stored since somebody last took them.
-    pub news: Vec<(MessageNo, u64)>,
+    /// Up to here some durable frame says that the log is durable.
+    pub watermark: u64,
+    /// Messages stored since somebody last took them: which, as what `seq`, and when they were read.
+    pub news: Vec<(MessageNo, u64, u64)>,
 }
 
 /// Reads a message's number out of its name, and checks that a program made the name.
@@ -164,6 +166,7 @@ impl Model {
             inboxes: BTreeMap::new(),
             streams: BTreeMap::new(),
             frames: 0,
+            watermark: 0,
             news: Vec::new(),
         }
     }
@@ -222,6 +225,7 @@ impl Model {
             _ => lsn + frame.frame_len() as u64,
         };
         self.frames += 1;
+        self.watermark = self.watermark.max(frame.synced_lsn);
         Ok(true)
     }
 
@@ -317,7 +321,7 @@ impl Model {
             ));
         }
         inbox.entries.push(no);
-        self.news.push((no, append.seq.0));
+        self.news.push((no, append.seq.0, append.time_ms));
         Ok(())
     }
 

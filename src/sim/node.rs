@@ -235,8 +235,14 @@ impl Core {
                 store.flushed(time, &mut effects);
                 env.check.flushed(env.world, log, store);
             }
-            Done::Spare { segment, salt } => store.spare_ready(segment, salt),
-            Done::NoSpare => store.spare_failed(),
+            Done::Spare { segment, salt } => {
+                store.spare_ready(segment, salt);
+                env.check.room(env.world, log, true);
+            }
+            Done::NoSpare => {
+                store.spare_failed();
+                env.check.room(env.world, log, false);
+            }
             Done::Checkpointed(done) => {
                 let mut wanted = Vec::new();
                 store.checkpointed(done, &mut wanted);

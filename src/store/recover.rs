@@ -23,6 +23,7 @@ use crate::log::{
     Writer, WriterStart, heads, items,
 };
 use crate::placement::ShardId;
+use crate::planted::{self, Bug};
 use crate::shard::command::{self, Command};
 use crate::shard::state::StateError;
 use crate::shard::{ApplyError, Change, Effect, Entry, Shard};
@@ -445,8 +446,10 @@ impl<'a> Replay<'a> {
                 continue;
             };
             let shard = &mut self.shards[place];
+            let mut seq = append.seq;
+            seq.0 += u64::from(planted::is(Bug::RelocationMisplaced));
             if let Some(user) = shard.find(append.to) {
-                shard.relocate(user, append.seq, record.lsn_of_payload + offset as u64);
+                shard.relocate(user, seq, record.lsn_of_payload + offset as u64);
                 shard.changes();
             }
         }
@@ -564,6 +567,8 @@ impl Store {
             scratch: Vec::new(),
             commits: 0,
             committed: 0,
+            #[cfg(feature = "sim")]
+            early: std::collections::VecDeque::new(),
             setup,
         }
     }

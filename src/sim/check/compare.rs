@@ -36,6 +36,7 @@ impl Check {
     /// A log was recovered, and what was cut and synced is.
     pub fn recovered(&mut self, world: &mut World, log: usize, disk: &FakeDisk, found: &Recovered) {
         self.counts.recovered += 1;
+        self.room(world, log, true);
         self.counts.from_checkpoint += u64::from(found.report.scanned_from > 0);
         self.disk_moved(world, log, disk);
         let Some(expected) = self.expected[log].take() else {

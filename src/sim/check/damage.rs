@@ -123,15 +123,14 @@ impl Check {
 
     /// Turns one bit of a log's disk, where it can be judged; says whether there was a place for it.
     pub fn do_damage(&mut self, world: &mut World, log: usize, disk: &mut FakeDisk) -> bool {
-        let sealed = self.size.index_of(self.models[log].end());
+        let end = self.size.index_of(self.models[log].end());
         let names: Vec<Name> = disk
             .names()
             .filter(|name| match name {
-                Name::Segment(index) => index + 1 < sealed,
-                Name::Checkpoint(_) => true,
+                Name::Segment(index) => *index <= end,
+                Name::Checkpoint(_) => disk.is_clean(*name),
                 Name::Draft(_) => false,
             })
-            .filter(|name| disk.is_clean(*name))
             .collect();
         if names.is_empty() {
             return false;
@@ -167,8 +166,7 @@ impl Check {
             return (!bytes.is_empty()).then(|| (dice.index(bytes.len()), BTreeSet::new()));
         };
         let frames = frames(bytes);
-        let (at, len) = *frames.get(dice.index(frames.len().max(1)))?;
-        if dice.percent(10) {
+        if index < self.size.index_of(self.models[log].end()) && dice.percent(10) {
             // The segment's header: everything in the segment may be doubted.
             let mut shards = BTreeSet::new();
             for (at, _) in &frames {
@@ -177,6 +175,15 @@ impl Check {
             self.doubt(log, index, disk, SEGMENT_HEADER_BYTES, &mut shards);
             return Some((dice.index(80), shards));
         }
+        // Only where a durable frame proves that it was durable; else it may be cut as a torn tail.
+        let proven = self.models[log]
+            .watermark
+            .saturating_sub(self.size.first_lsn(index));
+        let proven: Vec<(usize, usize)> = frames
+            .into_iter()
+            .filter(|(at, len)| (at + len) as u64 <= proven)
+            .collect();
+        let (at, len) = *proven.get(dice.index(proven.len()))?;
         let mut shards = BTreeSet::new();
         self.shards_in(bytes, at, &mut shards);
         self.doubt(log, index, disk, at + len, &mut shards);
