@@ -48,7 +48,7 @@ bugs! {
     /// A checkpoint is renamed before its content is synced.
     CheckpointSync = "checkpoint-sync", 500;
     /// A frame is put where it leaves no room for the END behind it.
-    SegmentEnd = "segment-end", 200;
+    SegmentEnd = "segment-end", 500;
     /// A checkpoint does not hold the dedup table.
     DedupForgotten = "dedup-forgotten", 500;
     /// A checkpoint holds a dedup table that is newer than its instant.
@@ -80,7 +80,7 @@ bugs! {
     /// After a failed sync the next start believes the page cache.
     CacheBelieved = "cache-believed", 1000;
     /// A start does not sync the directories that it found its files in.
-    StartDirSync = "start-dir-sync", 1000;
+    StartDirSync = "start-dir-sync", 5000;
     /// What recovery found is served before it is synced.
     RecoveredUnsynced = "recovered-unsynced", 1000;
 }

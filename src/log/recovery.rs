@@ -365,9 +365,7 @@ impl<'a> Scan<'a, '_> {
         if frame.salt != salt || frame.lsn != self.tail.end || frame.synced_lsn > frame.lsn {
             return Err((Fault::Stale, None));
         }
-        let is_off_by_one = planted::is(Bug::SegmentEnd) && frame.frame_len() == rest.len();
-        let body = rest.get(FRAME_HEADER_BYTES..frame.frame_len());
-        let Some(body) = body.filter(|_| !is_off_by_one) else {
+        let Some(body) = rest.get(FRAME_HEADER_BYTES..frame.frame_len()) else {
             let fits = frame.lsn + frame.frame_len() as u64 <= self.parts[number].end_lsn();
             return Err((Fault::Length, fits.then_some(frame))); // fits: the file is short
         };

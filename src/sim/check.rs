@@ -87,27 +87,56 @@ pub struct Bounds {
     pub inbox_entries_max: u64,
 }
 
-/// What has been counted, to see that a run did something.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
+macro_rules! counts {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What has been counted, to see that runs did something.
+        #[derive(Clone, Copy, Debug, Default)]
+        pub struct Counts {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counts {
+            /// Adds those of another run.
+            pub const fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+counts! {
     /// Messages handed over.
-    pub sent: u64,
+    sent,
     /// Entries that arrived at programs.
-    pub delivered: u64,
-    /// States compared.
-    pub compared: u64,
-    /// Recoveries.
-    pub recovered: u64,
-    /// Shards found quarantined at a start.
-    pub quarantined: u64,
-    /// Sends that were refused.
-    pub refused: u64,
+    delivered,
+    /// Sends that failed.
+    refused,
+    /// Starts.
+    starts,
+    /// Logs recovered from a checkpoint.
+    from_checkpoint,
+    /// Checkpoints found unusable.
+    unusable_checkpoints,
+    /// Holes found in logs.
+    holes,
+    /// Shards found quarantined.
+    quarantined,
+    /// Bits that rotted.
+    rotted,
+    /// Messages that could not be read for delivery.
+    unreadable,
     /// Segments that were removed.
-    pub removed: u64,
+    removed,
     /// Bytes moved by cleaning.
-    pub moved: u64,
-    /// Checkpoints that recoveries began with.
-    pub from_checkpoint: u64,
+    moved,
+    /// Crashes of the process alone.
+    kills,
+    /// Power losses.
+    power_losses,
+    /// Orderly stops.
+    stops,
+    /// Processes that ended themselves after a failed sync.
+    aborts,
 }
 
 /// All checkers.

@@ -294,6 +294,7 @@ impl Run {
             Outcome::Runs => return,
             Outcome::Aborts(why) => {
                 env.world.note(|| format!("the process aborts: {why}"));
+                env.check.counts.aborts += 1;
                 node.crash(&mut env);
                 if env.world.dice.percent(30) {
                     node.lose_power(&mut env);

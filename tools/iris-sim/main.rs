@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use iris::planted::{Bug, plant};
+use iris::sim::check::Counts;
 use iris::sim::run::{Report, run, silence_panics};
 use iris::sim::world::TRACE_LINES;
 
@@ -124,17 +125,23 @@ fn many(args: &Args) -> ExitCode {
     let (next, stop) = (AtomicU64::new(args.from), AtomicBool::new(false));
     let (done, failed) = (AtomicU64::new(0), AtomicU64::new(0));
     let begun = clock();
+    let (counted, counts) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         for _ in 0..args.threads.max(1) {
-            scope.spawn(|| {
+            let counted = counted.clone();
+            let (next, stop, done, failed) = (&next, &stop, &done, &failed);
+            scope.spawn(move || {
                 plant(args.bug);
+                let mut total = Counts::default();
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     let is_over = deadline.is_some_and(|deadline| clock() >= deadline);
                     if seed >= end || is_over || stop.load(Ordering::Relaxed) {
+                        let _ = counted.send(total);
                         return;
                     }
                     let report = run(seed, 0);
+                    total.add(&report.counts);
                     let done = done.fetch_add(1, Ordering::Relaxed) + 1;
                     if report.failure.is_some() {
                         failed.fetch_add(1, Ordering::Relaxed);
@@ -149,6 +156,9 @@ fn many(args: &Args) -> ExitCode {
         }
     });
     println!("{}", rate(done.load(Ordering::Relaxed), begun));
+    let mut total = Counts::default();
+    counts.try_iter().for_each(|counts| total.add(&counts));
+    println!("{total:?}");
     let failed = failed.load(Ordering::Relaxed);
     if failed > 0 {
         println!("{failed} failed");

@@ -35,7 +35,9 @@ impl Check {
 
     /// A log was recovered, and what was cut and synced is.
     pub fn recovered(&mut self, world: &mut World, log: usize, disk: &FakeDisk, found: &Recovered) {
-        self.counts.recovered += 1;
+        self.counts.starts += 1;
+        self.counts.unusable_checkpoints += found.report.unusable_checkpoints.len() as u64;
+        self.counts.holes += found.report.holes.len() as u64;
         self.room(world, log, true);
         self.counts.from_checkpoint += u64::from(found.report.scanned_from > 0);
         self.disk_moved(world, log, disk);

@@ -113,9 +113,10 @@ impl Check {
     }
 
     /// A message could not be read for delivery.
-    pub fn unreadable(&self, world: &mut World, _: &[FakeDisk], log: usize, position: u64) {
+    pub fn unreadable(&mut self, world: &mut World, _: &[FakeDisk], log: usize, position: u64) {
         let segment = Name::Segment(self.size.index_of(position));
         world.note(|| format!("log {log}: nothing whole at {position:#x}"));
+        self.counts.unreadable += 1;
         if !self.damage.hits(self.size, segment, position) {
             world.fail(|| format!("log {log}: no whole item at {position:#x}, and nothing rotted"));
         }
@@ -150,6 +151,7 @@ impl Check {
         disk.rot(rot);
         self.damage.hurts.push(Hurt { log, rot, shards });
         self.damage.done = true;
+        self.counts.rotted += 1;
         true
     }
 

@@ -240,6 +240,7 @@ impl Node {
     /// The process is gone, from one event to the next.
     pub fn crash(&mut self, env: &mut Env<'_>) {
         if let Some(process) = self.process.take() {
+            env.check.counts.kills += 1;
             for (_, store) in process.stores() {
                 env.check.account(store);
             }
@@ -252,6 +253,7 @@ impl Node {
     /// The power goes, with the process and whatever was not synced.
     pub fn lose_power(&mut self, env: &mut Env<'_>) {
         self.crash(env);
+        env.check.counts.power_losses += 1;
         for disk in env.disks.iter_mut() {
             let fate = Fate::draw(&mut env.world.dice);
             disk.lose_power(&mut env.world.dice, fate);
@@ -260,6 +262,7 @@ impl Node {
 
     /// The process has stopped in good order: the superblock says how far all is durable.
     pub fn stopped(&mut self, env: &mut Env<'_>) {
+        env.check.counts.stops += 1;
         if let Some(process) = &self.process {
             for (log, durable) in process.durable_ends() {
                 self.durable[log] = durable;
