@@ -12,6 +12,7 @@
 
 mod compare;
 mod damage;
+mod salvage;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use super::world::World;
 use crate::log::SegmentSize;
 use crate::placement::{HashKey, Placement, ShardId};
 use crate::store::Store;
+use crate::store::salvage::Loss;
 pub use damage::Damage;
 use wire::Tap;
 
@@ -125,6 +127,12 @@ counts! {
     rotted,
     /// Messages that could not be read for delivery.
     unreadable,
+    /// Logs that were salvaged.
+    salvaged,
+    /// Entries that were lost in it.
+    lost,
+    /// Users that were lost in it with all that they had.
+    forgotten,
     /// Segments that were removed.
     removed,
     /// Bytes moved by cleaning.
@@ -153,6 +161,8 @@ pub struct Check {
     /// What a start must find, while there is one.
     expected: Vec<Option<Model>>,
     messages: Vec<Message>,
+    /// What a salvage has given up, by log, until the start behind it.
+    salvages: Vec<Option<Vec<(ShardId, Vec<Loss>)>>>,
     /// By client.
     seen: Vec<Seen>,
     taps: BTreeMap<ConnId, Tap>,
@@ -213,6 +223,7 @@ impl Check {
             models: vec![Model::new(size, bounds.inbox_entries_max); logs],
             full_since_ms: vec![None; logs],
             expected: vec![None; logs],
+            salvages: vec![None; logs],
             messages: Vec::new(),
             seen: seen.collect(),
             taps: BTreeMap::new(),
@@ -329,7 +340,11 @@ impl Check {
         let Some(message) = self.messages.get_mut(no as usize) else {
             return world.fail(|| format!("message {no} is stored and nobody sent it"));
         };
-        if let Some(before) = message.stored.replace(seq) {
+        let is_again = message
+            .stored
+            .replace(seq)
+            .filter(|_| !self.damage.may_lose(no));
+        if let Some(before) = is_again {
             world.fail(|| format!("message {no} is stored twice, as seq {before} and {seq}"));
         }
         if message.fate == Fate::Refused {
@@ -337,7 +352,7 @@ impl Check {
         }
         let stream = (message.client, message.to);
         let last = self.last_stored.insert(stream, no);
-        if last.is_some_and(|last| last >= no) {
+        if last.is_some_and(|last| last >= no) && !self.damage.may_lose(no) {
             world.fail(|| format!("message {no} is stored behind {last:?} of the same device"));
         }
     }

@@ -483,6 +483,7 @@ impl Client {
                     .world
                     .fail(|| format!("client {id}: the switch broke the protocol: {what}"));
             }
+            Disconnect::NewEpoch if around.check.damage.was_salvaged() => {}
             Disconnect::NewEpoch => {
                 around
                     .world

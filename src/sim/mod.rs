@@ -90,6 +90,8 @@ pub struct Faults {
     pub full: u64,
     /// A bit rots.
     pub rot: u64,
+    /// What rotted is set aside.
+    pub salvage: u64,
     /// Nothing.
     pub nothing: u64,
 }
@@ -114,7 +116,8 @@ impl Weather {
             stop: often(dice, 30, 5),
             sever: often(dice, 30, 5),
             full: often(dice, 30, 10),
-            rot: often(dice, 25, 5),
+            rot: often(dice, 25, 15),
+            salvage: often(dice, 50, 10),
             nothing: 3,
         };
         let delay_min_us = dice.range(10, 500);

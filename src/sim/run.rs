@@ -325,6 +325,7 @@ impl Run {
             faults.sever,
             faults.full,
             faults.rot,
+            faults.salvage,
             faults.nothing,
         ];
         let mut roll = self.world.dice.below(weights.iter().sum());
@@ -351,6 +352,7 @@ impl Run {
             }
             Some(4) => self.change_capacity(),
             Some(5) => self.rot(),
+            Some(6) => self.salvage(),
             _ => {}
         }
     }
@@ -386,6 +388,19 @@ impl Run {
         let log = self.world.dice.index(self.disks.len());
         self.check
             .do_damage(&mut self.world, log, &mut self.disks[log]);
+    }
+
+    /// Somebody stops the switch, sets aside what is damaged, and starts it again.
+    fn salvage(&mut self) {
+        let logs = self.check.damage.logs();
+        if logs.is_empty() || self.node.process.is_none() {
+            return;
+        }
+        self.crash(false);
+        for log in logs {
+            let (node, mut env) = self.split();
+            node.salvage(&mut env, log as u16);
+        }
     }
 
     /// From here on nothing goes wrong any more.

@@ -58,6 +58,7 @@ impl Check {
                 format!("log {log} is served up to {whole:#x} and durable up to {durable:#x}")
             });
         }
+        let expected = self.adopt(world, log, expected, &found.store);
         self.compare(world, log, &expected, &found.store, Some(disk));
     }
 

@@ -14,6 +14,7 @@ use crate::placement::ShardId;
 use crate::shard::command::{self, Command};
 use crate::sim::dice::Dice;
 use crate::sim::disk::{FakeDisk, Name, Rot};
+use crate::sim::model::{MessageNo, message_no};
 use crate::sim::world::World;
 
 /// One turned bit and who may suffer from it.
@@ -21,7 +22,16 @@ use crate::sim::world::World;
 struct Hurt {
     log: usize,
     rot: Rot,
+    reach: Reach,
+}
+
+/// What a turned bit can reach.
+#[derive(Clone, Debug, Default)]
+struct Reach {
+    /// Shards that may lose something.
     shards: BTreeSet<u16>,
+    /// Messages that may be lost.
+    messages: BTreeSet<MessageNo>,
 }
 
 /// All damage that was done.
@@ -31,6 +41,8 @@ pub struct Damage {
     done: bool,
     /// Logs that cannot be had whole: the only checkpoint that leads to the end has rotted.
     hopeless: BTreeSet<usize>,
+    /// Bits that a salvage has gone around. They stay.
+    settled: Vec<Hurt>,
     /// Entries that a salvage gave up, by user.
     lost: BTreeMap<String, BTreeSet<u64>>,
 }
@@ -57,7 +69,7 @@ impl Damage {
     /// Whether a shard may be found damaged.
     #[must_use]
     pub fn may_quarantine(&self, log: usize, shard: ShardId) -> bool {
-        let is_hurt = |hurt: &Hurt| hurt.log == log && hurt.shards.contains(&shard.0);
+        let is_hurt = |hurt: &Hurt| hurt.log == log && hurt.reach.shards.contains(&shard.0);
         self.is_hopeless(log) || self.hurts.iter().any(is_hurt)
     }
 
@@ -65,6 +77,44 @@ impl Damage {
     #[must_use]
     pub fn is_lost(&self, user: &str, seq: u64) -> bool {
         self.lost.get(user).is_some_and(|lost| lost.contains(&seq))
+    }
+
+    /// Whether a message may be called lost.
+    #[must_use]
+    pub fn may_lose(&self, no: MessageNo) -> bool {
+        let mut hurts = self.hurts.iter().chain(&self.settled);
+        hurts.any(|hurt| hurt.reach.messages.contains(&no))
+    }
+
+    /// Whether a salvage was done.
+    #[must_use]
+    pub fn was_salvaged(&self) -> bool {
+        !self.settled.is_empty()
+    }
+
+    /// The logs that have a turned bit in a segment.
+    #[must_use]
+    pub fn logs(&self) -> BTreeSet<usize> {
+        let in_segment = |hurt: &&Hurt| matches!(hurt.rot.name, Name::Segment(_));
+        self.hurts
+            .iter()
+            .filter(in_segment)
+            .map(|hurt| hurt.log)
+            .collect()
+    }
+
+    /// A log has gone around its damage: what is lost is lost.
+    pub(super) fn settle(&mut self, log: usize) {
+        let (settled, there) = std::mem::take(&mut self.hurts)
+            .into_iter()
+            .partition(|hurt| hurt.log == log);
+        self.hurts = there;
+        self.settled.extend::<Vec<Hurt>>(settled);
+    }
+
+    /// An entry is lost, or was given up because it may have been.
+    pub(super) fn lose(&mut self, user: &str, seq: u64) {
+        self.lost.entry(user.to_owned()).or_default().insert(seq);
     }
 
     /// Whether a turned bit is what makes an item at a position unreadable.
@@ -93,7 +143,12 @@ impl Check {
         let last = self.size.index_of(end.saturating_sub(1));
         let leads = |lsn: u64| {
             let mut needed = self.size.index_of(lsn)..=last;
-            needed.all(|index| disk.read(Name::Segment(index)).is_some())
+            let mut settled = self.damage.settled.iter().filter(|hurt| hurt.log == log);
+            let is_behind = |hurt: &Hurt| match hurt.rot.name {
+                Name::Segment(index) => self.size.first_lsn(index) + hurt.rot.offset as u64 >= lsn,
+                _ => false,
+            };
+            needed.all(|index| disk.read(Name::Segment(index)).is_some()) && !settled.any(is_behind)
         };
         let checkpoints = disk.names().filter_map(|name| match name {
             Name::Checkpoint(lsn) => Some((lsn, rotten(name))),
@@ -138,7 +193,7 @@ impl Check {
         }
         let name = *world.dice.pick(&names);
         let bytes = disk.read(name).unwrap_or_default();
-        let Some((offset, shards)) = self.choose_victim(&mut world.dice, log, name, disk, bytes)
+        let Some((offset, reach)) = self.choose_victim(&mut world.dice, log, name, disk, bytes)
         else {
             return false;
         };
@@ -147,9 +202,9 @@ impl Check {
             offset,
             bit: world.dice.below(8) as u8,
         };
-        world.note(|| format!("log {log}: {rot:?}; shards {shards:?} may suffer"));
+        world.note(|| format!("log {log}: {rot:?}; {reach:?} may suffer"));
         disk.rot(rot);
-        self.damage.hurts.push(Hurt { log, rot, shards });
+        self.damage.hurts.push(Hurt { log, rot, reach });
         self.damage.done = true;
         self.counts.rotted += 1;
         true
@@ -163,19 +218,19 @@ impl Check {
         name: Name,
         disk: &FakeDisk,
         bytes: &[u8],
-    ) -> Option<(usize, BTreeSet<u16>)> {
+    ) -> Option<(usize, Reach)> {
         let Name::Segment(index) = name else {
-            return (!bytes.is_empty()).then(|| (dice.index(bytes.len()), BTreeSet::new()));
+            return (!bytes.is_empty()).then(|| (dice.index(bytes.len()), Reach::default()));
         };
         let frames = frames(bytes);
         if index < self.size.index_of(self.models[log].end()) && dice.percent(10) {
             // The segment's header: everything in the segment may be doubted.
-            let mut shards = BTreeSet::new();
+            let mut reach = Reach::default();
             for (at, _) in &frames {
-                self.shards_in(bytes, *at, &mut shards);
+                self.reached_in(bytes, *at, &mut reach);
             }
-            self.doubt(log, index, disk, SEGMENT_HEADER_BYTES, &mut shards);
-            return Some((dice.index(80), shards));
+            self.doubt(log, index, disk, SEGMENT_HEADER_BYTES, &mut reach.shards);
+            return Some((dice.index(80), reach));
         }
         // Only where a durable frame proves that it was durable; else it may be cut as a torn tail.
         let proven = self.models[log]
@@ -186,10 +241,10 @@ impl Check {
             .filter(|(at, len)| (at + len) as u64 <= proven)
             .collect();
         let (at, len) = *proven.get(dice.index(proven.len()))?;
-        let mut shards = BTreeSet::new();
-        self.shards_in(bytes, at, &mut shards);
-        self.doubt(log, index, disk, at + len, &mut shards);
-        Some((at + dice.index(len), shards))
+        let mut reach = Reach::default();
+        self.reached_in(bytes, at, &mut reach);
+        self.doubt(log, index, disk, at + len, &mut reach.shards);
+        Some((at + dice.index(len), reach))
     }
 
     /// Without a record of heads behind it, nobody can know who lost nothing.
@@ -221,25 +276,26 @@ impl Check {
         shards.extend(ours.map(|shard| shard.0));
     }
 
-    /// Adds the shards of what is in the frame at `at`.
-    fn shards_in(&self, bytes: &[u8], at: usize, shards: &mut BTreeSet<u16>) {
+    /// Adds what is in the frame at `at`.
+    fn reached_in(&self, bytes: &[u8], at: usize, reach: &mut Reach) {
         let Some(frame) = FrameHeader::decode(&bytes[at..]) else {
             return;
         };
         let body = &bytes[at + FRAME_HEADER_BYTES..at + frame.frame_len()];
-        let _ = records(&frame, body, |record, _, payload| match record.kind {
-            RecordKind::Entry => {
-                shards.insert(record.shard);
+        let _ = records(&frame, body, |record, _, payload| {
+            if record.kind == RecordKind::Entry {
+                reach.shards.insert(record.shard);
             }
-            RecordKind::Reloc => {
-                for item in items(payload) {
-                    let Ok((_, bytes)) = item else { continue };
-                    if let Ok(Command::Append(append)) = command::decode(bytes) {
-                        shards.insert(self.shard_of(append.to).0);
-                    }
+            if !matches!(record.kind, RecordKind::Entry | RecordKind::Reloc) {
+                return;
+            }
+            for item in items(payload) {
+                let Ok((_, bytes)) = item else { continue };
+                if let Ok(Command::Append(append)) = command::decode(bytes) {
+                    reach.shards.insert(self.shard_of(append.to).0);
+                    reach.messages.extend(message_no(&append.id.0));
                 }
             }
-            _ => {}
         });
     }
 }

@@ -9,6 +9,7 @@ use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::planted::{self, Bug};
 use crate::shard::ShardConfig;
 use crate::store::recover::{Found, RecoverError, Recovered, recover, shards_of_log};
+use crate::store::salvage::salvage;
 use crate::store::{Setup, Store};
 
 /// A switch, running or not, and what its superblock keeps.
@@ -162,6 +163,46 @@ impl Node {
             && env.check.damage.is_hopeless(usize::from(log))
     }
 
+    /// An operator salvages a log, offline: what is lost is set aside, the rest goes on. Says whether
+    /// there was anything to be done.
+    pub fn salvage(&self, env: &mut Env<'_>, log: u16) -> bool {
+        let number = usize::from(log);
+        let disk = &mut env.disks[number];
+        disk.read_past_cache();
+        let (checkpoints, segments) = files(disk);
+        let durable_lsn = self.durable[number];
+        let found = Found {
+            checkpoints: &checkpoints,
+            segments: &segments,
+            durable_lsn,
+        };
+        let salvaged = match salvage(&self.setup(log), found) {
+            Ok(salvaged) => salvaged,
+            Err(error) => {
+                env.world
+                    .note(|| format!("log {log} cannot be salvaged: {error}"));
+                return false;
+            }
+        };
+        if salvaged.is_sound() {
+            return false;
+        }
+        let (draft, name) = (Name::Draft(salvaged.lsn), Name::Checkpoint(salvaged.lsn));
+        disk.create(draft);
+        let written = disk
+            .zero(draft, 0)
+            .and_then(|()| disk.write(draft, 0, &salvaged.checkpoint))
+            .and_then(|()| disk.sync(draft))
+            .and_then(|()| disk.rename(draft, name));
+        if written.is_err() {
+            disk.unlink(draft);
+            return false;
+        }
+        disk.sync_directory(name);
+        env.check.salvaged(env.world, number, &salvaged);
+        true
+    }
+
     /// Reads one log, does what recovery asks, and makes it durable. `None`: it crashed meanwhile.
     fn open(&self, env: &mut Env<'_>, log: u16) -> Result<Option<Store>, RecoverError> {
         let number = usize::from(log);
@@ -171,15 +212,7 @@ impl Node {
         env.check
             .before_recovery(env.world, number, &env.disks[number]);
         let disk = &env.disks[number];
-        let (mut checkpoints, mut segments) = (Vec::new(), Vec::new());
-        for name in disk.names() {
-            let bytes = disk.read(name).unwrap_or_default();
-            match name {
-                Name::Segment(index) => segments.push((index, bytes)),
-                Name::Checkpoint(lsn) => checkpoints.push((lsn, bytes)),
-                Name::Draft(_) => {}
-            }
-        }
+        let (checkpoints, segments) = files(disk);
         let durable_lsn = self.durable[number];
         let found = Found {
             checkpoints: &checkpoints,
@@ -270,6 +303,23 @@ impl Node {
         }
         self.crash(env);
     }
+}
+
+/// Position or number, and bytes, of the files of a log.
+type Files<'a> = Vec<(u64, &'a [u8])>;
+
+/// The checkpoints and the segments of a disk.
+fn files(disk: &FakeDisk) -> (Files<'_>, Files<'_>) {
+    let (mut checkpoints, mut segments) = (Vec::new(), Vec::new());
+    for name in disk.names() {
+        let bytes = disk.read(name).unwrap_or_default();
+        match name {
+            Name::Segment(index) => segments.push((index, bytes)),
+            Name::Checkpoint(lsn) => checkpoints.push((lsn, bytes)),
+            Name::Draft(_) => {}
+        }
+    }
+    (checkpoints, segments)
 }
 
 /// Whether a start is interrupted here.
