@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crossbeam_channel::{Receiver, unbounded};
 use iris::auth::{MintRequest, SigningKey, mint};
 use iris::runtime::dev;
 use iris_proto::id::{DeviceId, UserId};
@@ -14,6 +15,9 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use tempfile::TempDir;
+
+/// How long a test waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The audience of development tokens.
 pub const AUDIENCE: &str = "iris";
@@ -27,10 +31,35 @@ pub fn iris() -> Command {
     command
 }
 
+/// Whether the switch knows the settings in section `storage`. SWITCH ON when they are there: tests
+/// then rotate, checkpoint and clean within seconds, and those that cannot without run at all.
+pub const STORAGE_SETTINGS: bool = false;
+
 /// How a switch is started.
+#[derive(Clone)]
 pub struct Setup {
     pub cores: String,
     pub environment: Vec<(&'static str, String)>,
+}
+
+impl Setup {
+    /// The smallest segments, a checkpoint for every MiB, and hardly any history. Without the
+    /// settings for it, a switch with none.
+    pub fn small_storage() -> Self {
+        let environment = [
+            ("IRIS_STORAGE__SEGMENT_BYTES", "2097152"),
+            ("IRIS_STORAGE__CHECKPOINT_BYTES", "1048576"),
+            ("IRIS_STORAGE__RETENTION_ENTRIES", "50"),
+        ];
+        let environment = environment.map(|(name, value)| (name, value.to_owned()));
+        Self {
+            environment: match STORAGE_SETTINGS {
+                true => environment.to_vec(),
+                false => Vec::new(),
+            },
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Setup {
@@ -65,6 +94,8 @@ pub fn all_cores(count: usize) -> String {
 /// A running switch. Killed when dropped.
 pub struct Server {
     child: Child,
+    /// Lines on its standard error, as they come.
+    errors: Receiver<String>,
     pub address: SocketAddr,
     pub data: PathBuf,
 }
@@ -112,9 +143,10 @@ impl Server {
         };
         let address = address.parse().unwrap();
         drain(output);
-        drain(child.stderr.take().unwrap());
+        let errors = drain(child.stderr.take().unwrap());
         Self {
             child,
+            errors,
             address,
             data: data.to_owned(),
         }
@@ -124,10 +156,49 @@ impl Server {
         self.child.id()
     }
 
+    fn signal(&self, signal: i32) {
+        // SAFETY: a signal to our own child, which has not been waited for: `self` is there.
+        assert_eq!(unsafe { libc::kill(self.pid() as i32, signal) }, 0);
+    }
+
     /// The end without warning, while others still look at it.
     pub fn kill_now(&self) {
-        // SAFETY: a signal to our own child, which is waited for only when it is dropped.
-        assert_eq!(unsafe { libc::kill(self.pid() as i32, libc::SIGKILL) }, 0);
+        self.signal(libc::SIGKILL);
+    }
+
+    /// Asks for the orderly end, while others still look at it.
+    pub fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    /// Stops it in the middle of whatever it does; returns when all of it stands still.
+    pub fn pause(&self) {
+        self.signal(libc::SIGSTOP);
+        let options = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT;
+        // SAFETY: plain data, for which zeros are a value.
+        let mut seen: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: a child of ours, which is not taken away by this, and a place for the answer.
+        let result = unsafe { libc::waitid(libc::P_PID, self.pid(), &mut seen, options) };
+        assert_eq!((result, seen.si_code), (0, libc::CLD_STOPPED));
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// Waits for the end that it comes to by itself; how it ended, and what it had said on standard
+    /// error since it was ready.
+    pub fn ended(mut self) -> (ExitStatus, Vec<String>) {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the switch goes on");
+            std::thread::yield_now();
+        };
+        (status, self.errors.iter().collect())
     }
 
     /// The end without warning.
@@ -138,8 +209,7 @@ impl Server {
 
     /// The orderly end.
     pub fn stop(mut self) -> ExitStatus {
-        // SAFETY: a signal to our own child, which has not been waited for.
-        assert_eq!(unsafe { libc::kill(self.pid() as i32, libc::SIGTERM) }, 0);
+        self.terminate();
         self.child.wait().unwrap()
     }
 
@@ -156,12 +226,15 @@ impl Drop for Server {
 }
 
 /// Reads a pipe to its end on a thread, so that its writer never blocks; shown when a test fails.
-fn drain(pipe: impl Read + Send + 'static) {
+fn drain(pipe: impl Read + Send + 'static) -> Receiver<String> {
+    let (lines, drained) = unbounded();
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
             println!("switch: {line}");
+            let _ = lines.send(line); // nobody may be interested
         }
     });
+    drained
 }
 
 /// Trust anchor and signing key of a development directory.

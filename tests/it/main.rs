@@ -8,10 +8,14 @@
 mod admin;
 mod crash;
 mod delivery;
+mod failed_sync;
+mod full_disk;
 mod gate;
 mod harness;
 mod hygiene;
+mod load;
 mod login;
 mod raw;
+mod small_disk;
 mod start;
 mod tour;

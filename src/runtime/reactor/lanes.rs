@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::hooks::SyncGate;
@@ -164,9 +165,7 @@ impl Lanes {
             unreachable!("no log has number {job}");
         };
         if let Err(errno) = result {
-            let error = std::io::Error::from_raw_os_error(errno);
-            tracing::error!(log = job, %error, "a log write or sync failed; the process stops here because what is on disk is unknown; check the disk, then start again");
-            std::process::abort();
+            stop_at_once(job, &std::io::Error::from_raw_os_error(errno));
         }
         let lane = &mut self.lanes[index];
         for buffer in buffers {
@@ -253,4 +252,15 @@ impl Lanes {
     pub(super) fn can_launch(&self) -> bool {
         self.lanes.iter().any(|lane| lane.store.can_flush())
     }
+}
+
+/// Says that a log is lost and ends the process. When a disk goes, several logs fail at the same
+/// moment, each on its own core: the first one speaks, the others wait for the end.
+fn stop_at_once(log: u64, error: &std::io::Error) -> ! {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    while SAID.swap(true, Ordering::Relaxed) {
+        std::thread::park();
+    }
+    tracing::error!(log, %error, "a log write or sync failed; the process stops here because what is on disk is unknown; check the disk, then start again");
+    std::process::abort()
 }
