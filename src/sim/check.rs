@@ -80,6 +80,8 @@ pub struct Seen {
     pub acked: u64,
     /// Entries that a Gap stood for.
     pub gaps: u64,
+    /// A salvage lost that the device is known, and with that what held its entries.
+    pub is_forgotten: bool,
 }
 
 /// Bounds that must hold.
@@ -214,6 +216,7 @@ impl Check {
             upto: 0,
             acked: 0,
             gaps: 0,
+            is_forgotten: false,
         });
         Self {
             size,
@@ -379,6 +382,9 @@ impl Check {
         let seen = &mut self.seen[client];
         if !std::mem::replace(&mut seen.known, true) {
             seen.upto = start;
+        }
+        if std::mem::take(&mut seen.is_forgotten) {
+            seen.upto = seen.upto.max(start);
         }
         let (upto, acked) = (seen.upto, seen.acked.max(start));
         if cursor > upto || position.is_none() && cursor > acked {

@@ -43,6 +43,8 @@ pub struct Damage {
     hopeless: BTreeSet<usize>,
     /// Bits that a salvage has gone around. They stay.
     settled: Vec<Hurt>,
+    /// Bits that were turned back.
+    healed: Vec<Hurt>,
     /// Entries that a salvage gave up, by user.
     lost: BTreeMap<String, BTreeSet<u64>>,
 }
@@ -82,7 +84,7 @@ impl Damage {
     /// Whether a message may be called lost.
     #[must_use]
     pub fn may_lose(&self, no: MessageNo) -> bool {
-        let mut hurts = self.hurts.iter().chain(&self.settled);
+        let mut hurts = self.hurts.iter().chain(&self.settled).chain(&self.healed);
         hurts.any(|hurt| hurt.reach.messages.contains(&no))
     }
 
@@ -129,6 +131,7 @@ impl Damage {
     pub fn heal(&mut self, disks: &mut [FakeDisk]) {
         for hurt in self.hurts.drain(..) {
             disks[hurt.log].rot(hurt.rot);
+            self.healed.push(hurt);
         }
     }
 }

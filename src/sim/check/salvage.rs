@@ -103,8 +103,18 @@ impl Check {
             }
             self.damage.lose(name, seq);
         }
+        for device in &inbox.devices {
+            self.forget_device(name, &device.name);
+        }
         self.counts.forgotten += 1;
         Ok(())
+    }
+
+    fn forget_device(&mut self, user: &str, device: &str) {
+        let mut seen = self.seen.iter_mut();
+        if let Some(seen) = seen.find(|seen| seen.user == user && seen.device == device) {
+            seen.is_forgotten = true;
+        }
     }
 
     fn adopt_user(&mut self, user: &User, inbox: &Inbox, losses: &[Loss]) -> Result<Inbox, String> {
@@ -143,6 +153,8 @@ impl Check {
                 return Err(format!("{name} has a gap at {seq}, and nobody was told"));
             };
             match old {
+                // What had left already may have lain in a segment that was removed since.
+                Some(_) if seq < inbox.oldest => {}
                 Some(no) if no != NOBODY && !self.damage.may_lose(no) => {
                     return Err(format!(
                         "{name} lost entry {seq}, message {no}, which is whole"
@@ -157,6 +169,13 @@ impl Check {
             }
             self.damage.lose(name, seq);
             self.counts.lost += u64::from(old.is_some());
+        }
+        for device in inbox
+            .devices
+            .iter()
+            .filter(|device| user.device(&device.name).is_none())
+        {
+            self.forget_device(name, &device.name);
         }
         adopted.devices.clear();
         for device in user.devices() {

@@ -169,6 +169,12 @@ impl Node {
         let number = usize::from(log);
         let disk = &mut env.disks[number];
         disk.read_past_cache();
+        // What the new checkpoint rests on must be on the medium before it is.
+        for name in disk.names().collect::<Vec<_>>() {
+            let _ = disk.sync(name);
+            disk.sync_directory(name);
+        }
+        env.check.disk_moved(env.world, number, disk);
         let (checkpoints, segments) = files(disk);
         let durable_lsn = self.durable[number];
         let found = Found {
