@@ -583,25 +583,30 @@ fn book(
     ledger: &mut Ledger,
     report: &mut Report,
 ) -> u64 {
-    let mut missing = 0;
+    let (mut missing, mut entries) = (0, 0);
     for user in shard.users().iter() {
-        for (seq, slot) in user.slots() {
-            report.entries += 1;
-            let Some(position) = slot.position() else {
-                continue;
-            };
+        // Neighbours lie in one segment, mostly: whether it exists is asked once.
+        let (mut last, mut exists) = (u64::MAX, false);
+        let changes = user.slots().filter_map(|(seq, slot)| {
+            entries += 1;
+            let position = slot.position()?;
+            let segment = setup.size.index_of(position);
+            if segment != last {
+                (last, exists) = (segment, ledger.has(segment));
+            }
             let mut holes = report.holes.iter();
             let in_hole = holes.any(|hole| (hole.from..hole.to).contains(&position));
-            if !ledger.has(setup.size.index_of(position))
-                || (in_hole && !is_readable(setup, found, position, user.name(), seq))
-            {
+            if !exists || (in_hole && !is_readable(setup, found, position, user.name(), seq)) {
                 missing += 1;
-            } else {
-                let bytes = slot.bytes().cast_signed();
-                ledger.book([Change { position, bytes }]);
+                return None;
             }
-        }
+            let bytes = slot.bytes().cast_signed();
+            Some(Change { position, bytes })
+        });
+        let booked: Vec<Change> = changes.collect();
+        ledger.book(booked);
     }
+    report.entries += entries;
     missing
 }
 

@@ -20,7 +20,7 @@ use crate::log::recovery::{CUT_BLOCK_BYTES, ScanError};
 use crate::store::Setup;
 use crate::store::recover::{Cut, Found, RecoverError, Recovered, recover};
 
-use super::data_dir::DataDir;
+use super::data_dir::{DataDir, DataDirError};
 use super::files::{Files, Opened};
 use super::keeper::{Keeper, Places, checkpoint_path};
 use super::mmap::{SegmentMap, drop_cache};
@@ -39,6 +39,9 @@ pub enum LogError {
         /// What to do.
         advice: &'static str,
     },
+    /// The superblock could not be written before the log is changed.
+    #[error(transparent)]
+    Noting(Box<DataDirError>),
     /// The system refused something.
     #[error("cannot {action} {path}: {source}; check the disk and the permissions")]
     Io {
@@ -150,6 +153,11 @@ pub fn open_log(
     let recovered = mapped.found(known, |found| recover(setup, found));
     let recovered = recovered.map_err(|error| explain(error, &directory, size))?;
     report(log_no, &directory, size, &recovered);
+    if !recovered.report.holes.is_empty() {
+        data_dir
+            .note_durable(log_no, recovered.report.end)
+            .map_err(|source| LogError::Noting(Box::new(source)))?;
+    }
     cut(&directory, size, &recovered)?;
     // A process that was killed may have left a segment's or checkpoint's name in the page cache only.
     for directory in [&directory, &mapped.places.checkpoints] {
