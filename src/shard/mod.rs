@@ -311,6 +311,8 @@ pub struct Shard {
     acknowledged: Vec<UserSlot>,
     /// The user that the next sweep begins with.
     swept: usize,
+    /// Messages in applied entries that did not follow what was before them, and are not stored.
+    strayed: u64,
 }
 
 impl Shard {
@@ -341,6 +343,7 @@ impl Shard {
             changes: Vec::new(),
             acknowledged: Vec::new(),
             swept: 0,
+            strayed: 0,
         }
     }
 
@@ -403,6 +406,13 @@ impl Shard {
     #[must_use]
     pub fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// Messages in applied entries that did not follow what was before them, and are not stored. While
+    /// one node writes alone there is none, unless entries are applied to a state that is not theirs.
+    #[must_use]
+    pub fn strayed(&self) -> u64 {
+        self.strayed
     }
 
     /// Bytes of all batches that have not been taken.
@@ -715,7 +725,10 @@ impl Shard {
             self.pairs.set(pair, append.n, day_of(entry.time_ms));
             effects.extend(reply.map(|reply| Effect::Accepted { reply, n: append.n }));
             effects.push(Effect::Grown { user });
-        } else if let Some(reply) = reply {
+            return;
+        }
+        self.strayed += 1;
+        if let Some(reply) = reply {
             // Another leader's entries came between proposal and commit.
             effects.push(if append.n <= last {
                 Effect::Accepted { reply, n: append.n }

@@ -248,6 +248,29 @@ fn a_skipped_number_is_refused_with_the_number_expected() {
     assert_eq!(world.head("ben"), 1);
 }
 
+/// R: D-2
+#[test]
+fn a_message_that_does_not_follow_the_state_it_is_replayed_on_is_counted() {
+    let mut world = World::new(100);
+    for n in 1..=3 {
+        world.send("ann", "ben", n, n);
+        world.write_and_commit();
+    }
+    assert_eq!(world.shard.strayed(), 0);
+    let mut replica = Shard::new(ShardId(0), KEY, config(100));
+    for (index, nth) in [(1, 0), (2, 2)] {
+        let entry = Entry {
+            index,
+            term: SINGLE_NODE_TERM,
+            time_ms: 1_000,
+            payload: &world.log[nth].2,
+            position: 0,
+        };
+        replica.apply(&entry, &[], &mut Vec::new()).unwrap();
+    }
+    assert_eq!(replica.strayed(), 1, "number 3 behind number 1");
+}
+
 /// R: B-4
 #[test]
 fn numbers_of_different_streams_do_not_touch_each_other() {

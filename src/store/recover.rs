@@ -433,6 +433,10 @@ impl<'a> Replay<'a> {
         shard.apply(&entry, &[], &mut self.effects)?;
         shard.changes();
         self.standing[place] = Standing::Whole;
+        if shard.strayed() > 0 {
+            let reason = "does not follow from what is before it: was it salvaged behind a checkpoint that is gone?";
+            self.damage(place, format!("entry {index} {reason}"));
+        }
         Ok(())
     }
 
