@@ -124,7 +124,8 @@ impl Damage {
     pub fn hits(&self, size: SegmentSize, segment: Name, position: u64) -> bool {
         let offset = size.offset_of(position);
         let near = |rot: &Rot| rot.name == segment && rot.offset >= offset;
-        self.hurts.iter().any(|hurt| near(&hurt.rot))
+        let mut hurts = self.hurts.iter().chain(&self.settled);
+        hurts.any(|hurt| near(&hurt.rot))
     }
 
     /// Turns all bits back.
@@ -266,10 +267,14 @@ impl Check {
                 let frame = FrameHeader::decode(&bytes[at..]).and_then(|frame| frame.kind());
                 matches!(frame, Some(FrameKind::Seal | FrameKind::End))
             };
-            if frames(bytes)
-                .iter()
-                .any(|(at, _)| *at >= from && seals(*at))
-            {
+            // One that is not durable may be gone when it is needed.
+            let durable = self.models[log]
+                .end()
+                .saturating_sub(self.size.first_lsn(later));
+            let sealed = |(at, len): &(usize, usize)| {
+                *at >= from && (at + len) as u64 <= durable && seals(*at)
+            };
+            if frames(bytes).iter().any(sealed) {
                 return;
             }
             from = 0;
