@@ -159,6 +159,11 @@ pub fn open_log(
             .map_err(|source| LogError::Noting(Box::new(source)))?;
     }
     cut(&directory, size, &recovered)?;
+    // A process that was killed may have left a segment's or checkpoint's name in the page cache only.
+    for directory in [&directory, &mapped.places.checkpoints] {
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(failed("sync", directory))?;
+    }
     let Recovered {
         mut store, behind, ..
     } = recovered;
