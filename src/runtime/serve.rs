@@ -9,8 +9,8 @@ use signal_hook::iterator::Signals;
 use thiserror::Error;
 
 use super::preflight::{self, PreflightError};
-use super::start::{NodeError, Options, Upkeep, start};
-use super::storage::{DataDirError, Format, SHARDS_DEFAULT};
+use super::start::{NodeError, Options, start};
+use super::storage::{DataDirError, Format, SHARDS_DEFAULT, Upkeep};
 use super::tls::{TlsConfigError, server_config};
 use crate::config::{Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
 use crate::shard::ShardConfig;

@@ -24,6 +24,8 @@ pub enum Command {
     Run(RunArgs),
     /// Measure the bare disk: 16 KiB write into a pre-zeroed file, then fdatasync, one after another.
     Disk(DiskArgs),
+    /// Measure how long a start takes with many entries.
+    Recovery(RecoveryArgs),
 }
 
 const RUN_MANUAL: &str = "\
@@ -137,6 +139,32 @@ pub struct DiskArgs {
     /// Seconds to measure.
     #[arg(long, short = 'd', default_value_t = 5.0, value_name = "S", value_parser = seconds)]
     pub duration: f64,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// `iris-bench recovery`.
+#[derive(Args, Clone, Debug)]
+pub struct RecoveryArgs {
+    /// The directory to make a scratch data directory in; it is removed.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Entries to write and recover; a multiple of --users.
+    #[arg(long, default_value_t = 10_000_000, value_name = "N")]
+    pub entries: u64,
+    /// Users that they are spread over.
+    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub users: u64,
+    /// Bytes of each body.
+    #[arg(long, default_value_t = 128, value_name = "BYTES")]
+    pub body: usize,
+    /// Logs, opened in parallel as by as many cores.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub logs: u32,
+    /// Starts to measure.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub starts: u32,
     /// Write the result to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -23,6 +23,7 @@ mod engine;
 mod identity;
 mod local;
 mod message;
+mod recovery;
 mod report;
 mod run;
 mod schedule;
@@ -55,6 +56,12 @@ fn execute(command: &Command) -> Result<bool, String> {
             let disk = disk::run(args)?;
             print!("{}", disk.table());
             write_json(args.json.as_deref(), || disk.json())?;
+            Ok(true)
+        }
+        Command::Recovery(args) => {
+            let recovery = recovery::run(args)?;
+            print!("{}", recovery.table());
+            write_json(args.json.as_deref(), || recovery.json())?;
             Ok(true)
         }
     }

@@ -7,12 +7,15 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::{info, warn};
 
 use crate::log::limits::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::log::{NodeIdentity, SegmentSize};
+use crate::placement::HashKey;
+use crate::shard::ShardConfig;
+use crate::store::Setup;
+use crate::store::recover::shards_of_log;
 
 use super::limits::{LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
 use super::super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};
@@ -49,6 +52,24 @@ impl Default for Format {
             logs: 1,
             shards: SHARDS_DEFAULT,
             segment_bytes: SEGMENT_BYTES_DEFAULT,
+        }
+    }
+}
+
+/// How a log is kept short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Bytes of the log between two checkpoints, at least.
+    pub checkpoint_bytes: u64,
+    /// Bytes a second that cleaning reads of old segments, beside twice what is appended.
+    pub clean_bytes_per_s: u64,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self {
+            checkpoint_bytes: 256 * 1024 * 1024,
+            clean_bytes_per_s: 4 * 1024 * 1024,
         }
     }
 }
@@ -188,9 +209,15 @@ pub struct DataDir {
     path: PathBuf,
     lock: File,
     super_block: SuperBlock,
-    /// Sequence of the superblock on disk.
-    sequence: AtomicU64,
+    /// The superblock on disk. Written at starts and stops only, by any core's thread.
+    written: Written,
 }
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "starts and stops, never a turn of a core"
+)]
+type Written = std::sync::Mutex<SuperBlock>;
 
 impl DataDir {
     /// Opens the data directory at `path`, creating and formatting it when it is absent or empty.
@@ -219,12 +246,11 @@ impl DataDir {
             shards = super_block.shards,
             "data directory opened"
         );
-        let sequence = AtomicU64::new(super_block.sequence);
         let data_dir = Self {
             path: path.to_owned(),
             lock,
+            written: Written::new(super_block.clone()),
             super_block,
-            sequence,
         };
         data_dir.publish_address("none yet")?;
         Ok(data_dir)
@@ -251,19 +277,54 @@ impl DataDir {
     }
 
     /// Notes per log how far it is known durable; a later start that finds less reports the loss.
-    /// For an orderly stop. One caller at a time.
+    /// For an orderly stop.
     pub fn record_durable(&self, durable_lsn: &[u64]) -> Result<(), DataDirError> {
         assert_eq!(
             durable_lsn.len(),
             self.super_block.logs as usize,
             "one position per log"
         );
-        let super_block = SuperBlock {
-            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
-            durable_lsn: durable_lsn.to_vec(),
-            ..self.super_block.clone()
-        };
-        write_super(&self.path, &super_block)
+        self.write(|super_block| super_block.durable_lsn = durable_lsn.to_vec())
+    }
+
+    /// Notes that a log had been durable up to `lsn`. Before a torn tail of a damaged log is zeroed: the
+    /// frame that proves the damage may be in it, and without a proof the next start would cut the log
+    /// at the damage in silence.
+    pub(super) fn note_durable(&self, log_no: u32, lsn: u64) -> Result<(), DataDirError> {
+        self.write(|super_block| {
+            let noted = &mut super_block.durable_lsn[log_no as usize];
+            *noted = lsn.max(*noted);
+        })
+    }
+
+    fn write(&self, change: impl FnOnce(&mut SuperBlock)) -> Result<(), DataDirError> {
+        // A thread that panicked ends the process.
+        let mut written = self.written.lock().unwrap_or_else(|held| held.into_inner());
+        let mut next = written.clone();
+        change(&mut next);
+        next.sequence += 1;
+        write_super(&self.path, &next)?;
+        *written = next;
+        Ok(())
+    }
+
+    /// What the store of log `log_no` is made for. What belongs to no data directory is given.
+    pub fn setup(&self, log_no: u32, shard: ShardConfig, upkeep: Upkeep) -> Setup {
+        let super_block = &self.super_block;
+        // Both are below 65,536: a superblock with more is refused when it is read.
+        let narrow = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+        let (shards, logs) = (narrow(super_block.shards), narrow(super_block.logs));
+        Setup {
+            identity: self.identity(log_no),
+            incarnation: super_block.incarnation,
+            size: super_block.segment_size,
+            key: HashKey(super_block.hash_key),
+            shards_total: shards,
+            shards: shards_of_log(narrow(log_no), logs, shards),
+            shard,
+            checkpoint_bytes: upkeep.checkpoint_bytes,
+            clean_bytes_per_s: upkeep.clean_bytes_per_s,
+        }
     }
 
     /// What the headers of the segments of log `log_no` say.

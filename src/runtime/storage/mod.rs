@@ -26,7 +26,7 @@ mod tests;
 
 pub use crate::log::Space;
 pub use blocking::BlockingLog;
-pub use data_dir::{DataDir, DataDirError, Format};
+pub use data_dir::{DataDir, DataDirError, Format, Upkeep};
 pub use files::{FileWrite, Files, ReadError};
 pub use limits::{BLOCK_BYTES, LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
 pub use open::{LogError, Mapped, open_log};

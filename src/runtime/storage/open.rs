@@ -20,7 +20,7 @@ use crate::log::recovery::{CUT_BLOCK_BYTES, ScanError};
 use crate::store::Setup;
 use crate::store::recover::{Cut, Found, RecoverError, Recovered, recover};
 
-use super::data_dir::DataDir;
+use super::data_dir::{DataDir, DataDirError};
 use super::files::{Files, Opened};
 use super::keeper::{Keeper, Places, checkpoint_path};
 use super::mmap::{SegmentMap, drop_cache};
@@ -39,6 +39,9 @@ pub enum LogError {
         /// What to do.
         advice: &'static str,
     },
+    /// The superblock could not be written before the log is changed.
+    #[error(transparent)]
+    Noting(Box<DataDirError>),
     /// The system refused something.
     #[error("cannot {action} {path}: {source}; check the disk and the permissions")]
     Io {
@@ -150,7 +153,17 @@ pub fn open_log(
     let recovered = mapped.found(known, |found| recover(setup, found));
     let recovered = recovered.map_err(|error| explain(error, &directory, size))?;
     report(log_no, &directory, size, &recovered);
+    if !recovered.report.holes.is_empty() && !recovered.cuts.is_empty() {
+        data_dir
+            .note_durable(log_no, recovered.report.end)
+            .map_err(|source| LogError::Noting(Box::new(source)))?;
+    }
     cut(&directory, size, &recovered)?;
+    // A process that was killed may have left a segment's or checkpoint's name in the page cache only.
+    for directory in [&directory, &mapped.places.checkpoints] {
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(failed("sync", directory))?;
+    }
     let Recovered {
         mut store, behind, ..
     } = recovered;
@@ -203,7 +216,7 @@ fn prepare(store: &mut crate::store::Store, files: &mut Files) {
     while let Some(segment) = store.wants_segment() {
         files.prepare(segment);
     }
-    if store.active_segment().is_none() && !files.has_spare() {
+    if store.active_segment().is_none() && files.spares() == 0 {
         files.wait_for_spare(store);
     }
 }
