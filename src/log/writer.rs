@@ -222,7 +222,11 @@ impl Writer {
             _ => frame.len(),
         };
         assert!(len <= self.frame_bytes_max(), "a frame over the limit");
-        let slip = if planted::is(Bug::SegmentEnd) { ALIGN } else { 0 };
+        let slip = if planted::is(Bug::SegmentEnd) {
+            ALIGN
+        } else {
+            0
+        };
         let flush = if (len + self.end_room - slip) as u64 <= self.room() {
             self.append(frame, kind, heads)
         } else {

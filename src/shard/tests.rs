@@ -222,10 +222,13 @@ fn answers_to_repeated_sends_come_before_those_to_sends_behind_them_in_the_same_
     world.send("ann", "ben", 2, 12);
     world.send("ann", "ben", 3, 13);
     world.write_and_commit();
-    let accepted = world.effects().into_iter().filter_map(|effect| match effect {
-        Effect::Accepted { reply, n } => Some((reply.tag, n.0)),
-        _ => None,
-    });
+    let accepted = world
+        .effects()
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Accepted { reply, n } => Some((reply.tag, n.0)),
+            _ => None,
+        });
     let expected = [(1, 1), (2, 2), (11, 1), (12, 2), (13, 3)];
     assert_eq!(accepted.collect::<Vec<_>>(), expected);
 }

@@ -312,8 +312,7 @@ impl Store {
     /// what is left is for cursors and whatever else makes room.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        let has_space =
-            self.writer.space() == Space::Enough || planted::is(Bug::FullDiskAccepts);
+        let has_space = self.writer.space() == Space::Enough || planted::is(Bug::FullDiskAccepts);
         has_space && self.writer.end() < POSITION_MAX - POSITION_RESERVE
     }
 

@@ -7,13 +7,13 @@ use iris_proto::v2::{
     server_frame::Frame as ServerFrame,
 };
 
-use super::harness::{PATIENCE, STORAGE_SETTINGS, Server, Setup};
+use super::harness::{PATIENCE, Server, Setup};
 use super::load::body;
 use super::raw::{Hello, Raw};
 use super::small_disk::SmallDisk;
 
 /// Room for the segments that two logs keep ahead, and for a few more.
-const DISK_MIB: u64 = if STORAGE_SETTINGS { 48 } else { 640 };
+const DISK_MIB: u64 = 48;
 /// Enough for users of both logs.
 const USERS: usize = 8;
 const BODY_BYTES_MAX: usize = 60_000;
