@@ -1,10 +1,16 @@
 //! What is fuzzed, and what must hold: see [`targets`].
 //!
-//! The log's pure module is compiled in from its source, so that a fuzzer needs neither the runtime
-//! nor TLS, and every line of what is fuzzed counts towards its coverage.
+//! The pure modules are compiled in from their sources, so that a fuzzer needs neither the runtime nor
+//! TLS, and every line of what is fuzzed counts towards its coverage.
 
 pub mod measure;
 pub mod targets;
 
 #[path = "../../src/log/mod.rs"]
 pub mod log;
+#[path = "../../src/placement.rs"]
+pub mod placement;
+#[path = "../../src/shard/mod.rs"]
+pub mod shard;
+#[path = "../../src/store/mod.rs"]
+pub mod store;

@@ -2,6 +2,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io::Write;
 
 /// Bytes that a measured call may hold before the process is aborted, so that a bug is a short
 /// report and not a machine without memory.
@@ -24,6 +25,7 @@ fn changed(by: isize) {
         let _ = PEAK.try_with(|peak| {
             peak.set(peak.get().max(held.get()));
             if peak.get() > HARD_BYTES_MAX as isize {
+                let _ = std::io::stderr().write_all(b"a call holds 256 MiB and more\n");
                 std::process::abort();
             }
         });

@@ -28,6 +28,7 @@ use super::format::{
 };
 use super::limits::{ALIGN, FRAME_HEADER_BYTES, HOLES_MAX, SEGMENT_HEADER_BYTES};
 use super::part::{Part, Stop, ZEROS};
+use crate::planted::{self, Bug};
 
 /// Bytes of the blocks in which leftovers behind a torn tail are found and zeroed.
 pub const CUT_BLOCK_BYTES: usize = 4096;
@@ -407,6 +408,9 @@ impl<'a> Scan<'a, '_> {
     }
 
     fn search_proof(&self, doubted: u64) -> Option<Proof> {
+        if planted::is(Bug::DamageCut) {
+            return None;
+        }
         let index = self.size.index_of(doubted);
         for part in self.parts.iter().filter(|part| part.index >= index) {
             let first_lsn = self.size.first_lsn(part.index);

@@ -36,6 +36,7 @@ use thiserror::Error;
 use crate::log::limits::ITEM_HEADER_BYTES;
 use crate::log::{ItemError, item_encode_with, items};
 use crate::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
+use crate::planted::{self, Bug};
 use command::{Append, Command, CommandError};
 use pairs::{Fingerprint, Pairs};
 use retention::{Retention, TRIM_ENTRIES_MIN};
@@ -219,8 +220,9 @@ pub struct Batch {
     payload: Vec<u8>,
     /// One for each item.
     replies: Vec<Option<ReplyTo>>,
-    /// Answers that wait for this batch because they follow a send in it.
-    answers: Vec<Effect>,
+    /// Answers that wait for this batch because they follow a send in it, and behind how many of its
+    /// items each one stands.
+    answers: Vec<(usize, Effect)>,
 }
 
 impl Batch {
@@ -311,6 +313,8 @@ pub struct Shard {
     acknowledged: Vec<UserSlot>,
     /// The user that the next sweep begins with.
     swept: usize,
+    /// Messages in applied entries that did not follow what was before them, and are not stored.
+    strayed: u64,
 }
 
 impl Shard {
@@ -341,6 +345,7 @@ impl Shard {
             changes: Vec::new(),
             acknowledged: Vec::new(),
             swept: 0,
+            strayed: 0,
         }
     }
 
@@ -367,6 +372,12 @@ impl Shard {
             Input::Acknowledge { user, device, seq } => {
                 if let Some(slot) = self.users.find(user, user_hash(self.key, user)) {
                     self.users.get_mut(slot).claim(device, seq);
+                    if planted::is(Bug::CursorBeforeCommit) {
+                        self.users.get_mut(slot).acknowledge(device, seq);
+                    }
+                    if planted::is(Bug::ClaimLost) && seq == self.users.get(slot).head() {
+                        return;
+                    }
                 }
                 self.propose_command(now_ms, None, &Command::Cursor { user, device, seq });
             }
@@ -397,6 +408,13 @@ impl Shard {
     #[must_use]
     pub fn applied(&self) -> u64 {
         self.applied
+    }
+
+    /// Messages in applied entries that did not follow what was before them, and are not stored. While
+    /// one node writes alone there is none, unless entries are applied to a state that is not theirs.
+    #[must_use]
+    pub fn strayed(&self) -> u64 {
+        self.strayed
     }
 
     /// Bytes of all batches that have not been taken.
@@ -443,7 +461,7 @@ impl Shard {
             refused(Refusal::Gap {
                 expected: SendNumber(proposed.0 + 1),
             })
-        } else if n <= proposed {
+        } else if n <= proposed && !(planted::is(Bug::RetryTwice) && n == accepted) {
             Effect::Accepted { reply, n }
         } else if !room {
             refused(Refusal::DiskFull)
@@ -452,7 +470,12 @@ impl Shard {
         } else {
             let coming = self.appending.get(&to).copied().unwrap_or(0);
             let seq = Seq(self.head(append.to, to).0 + coming + 1);
-            let index = self.propose(now_ms, Some(reply), command, Some(seq));
+            let early = planted::is(Bug::AcceptBeforeSync);
+            if early {
+                effects.push(Effect::Accepted { reply, n });
+            }
+            let reply = Some(reply).filter(|_| !early);
+            let index = self.propose(now_ms, reply, command, Some(seq));
             self.streams.insert(pair, Underway { last: n, index });
             self.appending.insert(to, coming + 1);
             return;
@@ -463,7 +486,8 @@ impl Shard {
             None => effects.push(answer),
             Some(underway) => {
                 let index = underway.index;
-                self.batch_mut(index).answers.push(answer);
+                let batch = self.batch_mut(index);
+                batch.answers.push((batch.replies.len(), answer));
             }
         }
     }
@@ -566,10 +590,10 @@ impl Shard {
             payload: &batch.payload,
             position,
         };
-        if let Err(error) = self.apply(&entry, &batch.replies, effects) {
+        if let Err(error) = self.apply_all(&entry, &batch.replies, &batch.answers, effects) {
             unreachable!("a batch of this process is not applicable: {error}");
         }
-        effects.append(&mut batch.answers);
+        batch.answers.clear();
         if self.spare.len() < SPARE_BATCHES_MAX {
             batch.payload.clear();
             batch.payload.shrink_to(SPARE_BATCH_BYTES_MAX);
@@ -594,6 +618,18 @@ impl Shard {
         replies: &[Option<ReplyTo>],
         effects: &mut Vec<Effect>,
     ) -> Result<(), ApplyError> {
+        self.apply_all(entry, replies, &[], effects)
+    }
+
+    /// The same, with further answers, each behind so many of the items.
+    fn apply_all(
+        &mut self,
+        entry: &Entry<'_>,
+        replies: &[Option<ReplyTo>],
+        answers: &[(usize, Effect)],
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), ApplyError> {
+        let mut answers = answers.iter().peekable();
         let (shard, index) = (self.id.0, entry.index);
         if index != self.applied + 1 {
             return Err(ApplyError::Order {
@@ -632,6 +668,10 @@ impl Shard {
                     }
                 }
                 Command::Trim { user, oldest } => self.apply_trim(user, oldest),
+            }
+            let is_due = |(behind, _): &&(usize, Effect)| *behind <= number + 1;
+            while let Some((_, answer)) = answers.next_if(is_due) {
+                effects.push(*answer);
             }
         }
         self.applied = index;
@@ -679,14 +719,18 @@ impl Shard {
         let pair = self.fingerprint(append);
         self.forget_underway(pair, hash, entry.index);
         let last = self.pairs.last(pair);
-        if append.n.0 == last.0 + 1 && append.seq.0 == self.head(append.to, hash).0 + 1 {
+        let is_next = append.n.0 == last.0 + 1 || planted::is(Bug::RetryTwice);
+        if is_next && append.seq.0 == self.head(append.to, hash).0 + 1 {
             let user = self.users.find_or_create(append.to, hash);
             self.users.get_mut(user).append(slot);
             self.note(slot);
             self.pairs.set(pair, append.n, day_of(entry.time_ms));
             effects.extend(reply.map(|reply| Effect::Accepted { reply, n: append.n }));
             effects.push(Effect::Grown { user });
-        } else if let Some(reply) = reply {
+            return;
+        }
+        self.strayed += 1;
+        if let Some(reply) = reply {
             // Another leader's entries came between proposal and commit.
             effects.push(if append.n <= last {
                 Effect::Accepted { reply, n: append.n }

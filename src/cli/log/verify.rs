@@ -56,6 +56,9 @@ fn text(verdict: &Verdict, data: &str) -> String {
         .map(|one| format!("{} {}", one.file, one.state))
         .collect();
     let _ = writeln!(text, "  superblock: {}", supers.join(", "));
+    for note in &verdict.notes {
+        let _ = writeln!(text, "  note: {note}");
+    }
     for log in &verdict.logs {
         let _ = writeln!(text, "\nlog {}: {}", log.log, word(log.sound));
         damage(log, &mut text);
@@ -145,6 +148,7 @@ mod tests {
             data: "iris-data".to_owned(),
             sound: true,
             superblocks: vec![whole("SUPER.a", 3), whole("SUPER.b", 4)],
+            notes: vec![],
             logs: vec![LogVerdict {
                 sound: true,
                 scanned_from: Some(4096),

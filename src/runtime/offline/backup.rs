@@ -136,7 +136,7 @@ pub(super) fn first_reason(verdict: &Verdict) -> String {
             return format!("log {}: {reason}", log.log);
         }
     }
-    "a superblock file is not whole".to_owned()
+    unreachable!("what is not sound has a reason")
 }
 
 /// Makes a directory that only its owner may read, or takes one that is empty.

@@ -2,7 +2,7 @@
 //!
 //! | what | how it is judged |
 //! |---|---|
-//! | superblocks | each whole |
+//! | superblocks | one is whole; a crash may tear the other while it is written, so that is a note |
 //! | checkpoints | each block, each shard's state; those that a start could use |
 //! | the log from the checkpoint on | by recovery itself: holes, and which shards would not be served |
 //! | messages | every one that an inbox refers to is read: its CRC, its user, its seq |
@@ -40,6 +40,8 @@ pub struct Verdict {
     pub sound: bool,
     /// Its superblock files.
     pub superblocks: Vec<SuperState>,
+    /// What is not as it was written, and harms nobody.
+    pub notes: Vec<String>,
     /// Its logs.
     pub logs: Vec<LogVerdict>,
 }
@@ -137,10 +139,18 @@ pub fn verify(view: &DataView, only: Option<u32>) -> Result<Verdict, OfflineErro
         judged.push(verify_log(view, log)?);
     }
     let superblocks = view.supers().to_vec();
-    let supers_whole = superblocks.iter().all(|one| one.state != "damaged");
+    let damaged = superblocks.iter().filter(|one| one.state == "damaged");
+    let note = |one: &SuperState| {
+        format!(
+            "{} is not whole: a crash stopped its writing, or it rotted. The other one is used, and the \
+             next starts write both anew",
+            one.file
+        )
+    };
     Ok(Verdict {
         data: view.path().display().to_string(),
-        sound: supers_whole && judged.iter().all(|log| log.sound),
+        sound: judged.iter().all(|log| log.sound),
+        notes: damaged.map(note).collect(),
         superblocks,
         logs: judged,
     })

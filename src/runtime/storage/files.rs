@@ -149,9 +149,14 @@ impl Files {
         self.maker.prepare(segment);
     }
 
-    /// Whether a segment of zeros is there.
-    pub(super) fn has_spare(&self) -> bool {
-        !self.spares.is_empty()
+    #[cfg(test)]
+    pub(super) fn replace_maker(&mut self, maker: SpareMaker) {
+        self.maker = maker;
+    }
+
+    /// Segments of zeros that are there.
+    pub(super) fn spares(&self) -> usize {
+        self.spares.len()
     }
 
     /// Waits for a spare or for the news that there is none for now. For start-up only.

@@ -156,12 +156,17 @@ pub fn open_log(
     let recovered = mapped.found(known, |found| recover(setup, found));
     let recovered = recovered.map_err(|error| explain(error, &directory, size))?;
     report(log_no, &directory, size, &recovered);
-    if !recovered.report.holes.is_empty() {
+    if !recovered.report.holes.is_empty() && !recovered.cuts.is_empty() {
         data_dir
             .note_durable(log_no, recovered.report.end)
             .map_err(|source| LogError::Noting(Box::new(source)))?;
     }
     cut(&directory, size, &recovered)?;
+    // A process that was killed may have left a segment's or checkpoint's name in the page cache only.
+    for directory in [&directory, &mapped.places.checkpoints] {
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(failed("sync", directory))?;
+    }
     let Recovered {
         mut store, behind, ..
     } = recovered;
@@ -214,7 +219,7 @@ fn prepare(store: &mut crate::store::Store, files: &mut Files) {
     while let Some(segment) = store.wants_segment() {
         files.prepare(segment);
     }
-    if store.active_segment().is_none() && !files.has_spare() {
+    if store.active_segment().is_none() && files.spares() == 0 {
         files.wait_for_spare(store);
     }
 }
