@@ -140,7 +140,11 @@ fn a_healthy_directory_is_sound_and_no_look_changes_a_byte_of_it() {
     run_load(data.path(), &small_and_busy(), 3_000, Server::kill_now);
     let before = files(data.path());
     let (code, verdict) = json("verify", data.path(), &[]);
-    assert_eq!((code, &verdict["sound"]), (0, &Value::Bool(true)), "{verdict}");
+    assert_eq!(
+        (code, &verdict["sound"]),
+        (0, &Value::Bool(true)),
+        "{verdict}"
+    );
     let logs = verdict["logs"].as_array().unwrap();
     assert_eq!(logs.len(), 2);
     assert!(logs.iter().all(|log| log["messages"].as_u64() > Some(0)));
@@ -159,7 +163,10 @@ fn a_healthy_directory_is_sound_and_no_look_changes_a_byte_of_it() {
         assert_eq!(output.status.code(), Some(0), "{}", text(&output));
     }
     let again = files(data.path());
-    assert_eq!(before.keys().collect::<Vec<_>>(), again.keys().collect::<Vec<_>>());
+    assert_eq!(
+        before.keys().collect::<Vec<_>>(),
+        again.keys().collect::<Vec<_>>()
+    );
     for (path, found) in &before {
         assert!(again[path] == *found, "{} was touched", path.display());
     }
@@ -188,7 +195,12 @@ fn a_directory_in_use_is_refused_but_to_who_says_that_a_switch_runs() {
         let output = log("verify", &missing, &[]);
         assert_eq!(output.status.code(), Some(2), "{}", text(&output));
     }
-    assert_eq!(log("dump", data.path(), &["--running", "--log", "9"]).status.code(), Some(2));
+    assert_eq!(
+        log("dump", data.path(), &["--running", "--log", "9"])
+            .status
+            .code(),
+        Some(2)
+    );
 }
 
 /// R: D-1
@@ -203,7 +215,11 @@ fn the_reader_written_from_the_format_page_alone_sees_the_same_in_every_byte() {
     run_load(data.path(), &small_and_busy(), 5_000, Server::kill_now);
     let second = |more: &[&str]| {
         let reader = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/log_reader.py");
-        let output = Command::new("python3").arg(reader).arg(data.path()).args(more).output();
+        let output = Command::new("python3")
+            .arg(reader)
+            .arg(data.path())
+            .args(more)
+            .output();
         let output = output.unwrap();
         assert!(output.status.success(), "{}", text(&output));
         String::from_utf8(output.stdout).unwrap()
@@ -227,8 +243,18 @@ fn the_reader_written_from_the_format_page_alone_sees_the_same_in_every_byte() {
         assert_eq!(ours.lines().count(), theirs.lines().count(), "{more:?}");
     }
     for wanted in [
-        "segment", "frame", "record", "head", "append", "cursor", "trim", "checkpoint", "section",
-        "user", "device", "inbox_entry",
+        "segment",
+        "frame",
+        "record",
+        "head",
+        "append",
+        "cursor",
+        "trim",
+        "checkpoint",
+        "section",
+        "user",
+        "device",
+        "inbox_entry",
     ] {
         assert!(kinds.contains(wanted), "no {wanted} among {kinds:?}");
     }
@@ -245,7 +271,11 @@ fn both_readers_name_the_same_bad_places() {
     let data = data_dir();
     run_load(data.path(), &small(true), 2_000, Server::kill_now);
     let view = DataView::open(data.path(), Access::MayRun).unwrap();
-    let segments = [view.segment_files(0).unwrap(), view.segment_files(1).unwrap()].concat();
+    let segments = [
+        view.segment_files(0).unwrap(),
+        view.segment_files(1).unwrap(),
+    ]
+    .concat();
     for (_, path) in &segments {
         for _ in 0..3 {
             flip_bit(path, random.below(512 * 1024));
@@ -253,11 +283,17 @@ fn both_readers_name_the_same_bad_places() {
     }
     flip_bit(&segments[0].1, 30);
     let reader = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/log_reader.py");
-    let theirs = Command::new("python3").arg(reader).arg(data.path()).output().unwrap();
+    let theirs = Command::new("python3")
+        .arg(reader)
+        .arg(data.path())
+        .output()
+        .unwrap();
     let ours = log("dump", data.path(), &["--json"]);
     let bad = |output: &Output| -> Vec<String> {
         let lines = String::from_utf8(output.stdout.clone()).unwrap();
-        let bad = lines.lines().filter(|line| line.contains(r#""what":"bad""#));
+        let bad = lines
+            .lines()
+            .filter(|line| line.contains(r#""what":"bad""#));
         bad.map(str::to_owned).collect()
     };
     assert!(bad(&ours).len() > segments.len(), "{:?}", bad(&ours));
@@ -297,7 +333,9 @@ fn receive(server: &Server, user: &str) -> Received {
 fn logged_at(data: &Path, user: &str, seq: u64) -> u64 {
     let output = log("dump", data, &["--json", "--user", user]);
     let lines = String::from_utf8(output.stdout).unwrap();
-    let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
     let mut appends = lines.filter(|line| line["what"] == "append" && line["to"] == user);
     let found = appends.find(|line| line["seq"] == seq).unwrap();
     found["lsn"].as_u64().unwrap()
@@ -317,7 +355,11 @@ fn only_loss(listing: &Value) -> &Value {
 fn assert_lost(listing: &Value, user: &str, seq: u64) {
     let lost = only_loss(listing);
     assert_eq!(lost["user"], user, "{listing}");
-    assert_eq!((&lost["first"], &lost["last"]), (&seq.into(), &seq.into()), "{listing}");
+    assert_eq!(
+        (&lost["first"], &lost["last"]),
+        (&seq.into(), &seq.into()),
+        "{listing}"
+    );
     assert_eq!(lost["proven"], true, "{listing}");
     assert_eq!(listing["confirm"], "set aside 1 entries of 1 users");
 }
@@ -329,12 +371,22 @@ fn set_aside(data: &Path, user: &str, seq: u64) {
     assert_eq!(code, 1);
     assert_lost(&listing, user, seq);
     let told = text(&log("salvage", data, &[]));
-    assert!(told.contains(&format!("proven: entry {seq} of {user}")), "{told}");
-    assert!(told.contains("--confirm 'set aside 1 entries of 1 users'"), "{told}");
+    assert!(
+        told.contains(&format!("proven: entry {seq} of {user}")),
+        "{told}"
+    );
+    assert!(
+        told.contains("--confirm 'set aside 1 entries of 1 users'"),
+        "{told}"
+    );
     for wrong in ["yes", "set aside 2 entries of 1 users", ""] {
         let refused = log("salvage", data, &["--set-aside", "--confirm", wrong]);
         assert_eq!(refused.status.code(), Some(1), "{wrong}");
-        assert!(text(&refused).contains("nothing was changed"), "{}", text(&refused));
+        assert!(
+            text(&refused).contains("nothing was changed"),
+            "{}",
+            text(&refused)
+        );
     }
     let nobody = log("salvage", data, &["--set-aside"]);
     assert_eq!(nobody.status.code(), Some(1), "nobody is at the terminal");
@@ -345,7 +397,10 @@ fn set_aside(data: &Path, user: &str, seq: u64) {
     let kept = files(&data.join("salvaged-1"));
     let kept: Vec<String> = kept.keys().map(|path| path.display().to_string()).collect();
     assert!(kept.iter().any(|path| path.ends_with(".seg")), "{kept:?}");
-    assert!(kept.iter().any(|path| path.ends_with("losses.json")), "{kept:?}");
+    assert!(
+        kept.iter().any(|path| path.ends_with("losses.json")),
+        "{kept:?}"
+    );
     let verified = log("verify", data, &[]);
     assert_eq!(verified.status.code(), Some(0), "{}", text(&verified));
     let sound = log("salvage", data, &["--set-aside", "--confirm", right]);
@@ -367,8 +422,14 @@ fn a_rotten_message_stops_its_shard_alone_until_a_person_sets_it_aside_and_its_d
         }
     }
     let shard = |user: &str| shard_of(data.path(), user);
-    let victim = users.iter().find(|user| shard(user) != shard("ann")).unwrap();
-    let (hurt, lsn) = (shard(victim), logged_at_after(server, data.path(), victim, 3));
+    let victim = users
+        .iter()
+        .find(|user| shard(user) != shard("ann"))
+        .unwrap();
+    let (hurt, lsn) = (
+        shard(victim),
+        logged_at_after(server, data.path(), victim, 3),
+    );
     rot(data.path(), victim, lsn);
 
     let (code, verdict) = json("verify", data.path(), &[]);
@@ -381,13 +442,25 @@ fn a_rotten_message_stops_its_shard_alone_until_a_person_sets_it_aside_and_its_d
         .collect();
     assert_eq!(damaged, [hurt], "{verdict}");
     let told = text(&log("verify", data.path(), &[]));
-    assert!(told.contains(&format!("shard {hurt} would not be served")), "{told}");
+    assert!(
+        told.contains(&format!("shard {hurt} would not be served")),
+        "{told}"
+    );
     assert!(told.contains(".seg at byte"), "{told}");
 
     let server = Server::start_with(data.path(), &small(false));
-    let status = iris().arg("status").arg("--data").arg(data.path()).output().unwrap();
+    let status = iris()
+        .arg("status")
+        .arg("--data")
+        .arg(data.path())
+        .output()
+        .unwrap();
     assert_eq!(status.status.code(), Some(1));
-    assert!(text(&status).contains(&format!("shard {hurt} ")), "{}", text(&status));
+    assert!(
+        text(&status).contains(&format!("shard {hurt} ")),
+        "{}",
+        text(&status)
+    );
     let identity = server.identity();
     let mut turned_away = Raw::connect(server.address, &identity);
     turned_away.hello(&identity.token(victim), &Hello::default());
@@ -406,7 +479,12 @@ fn a_rotten_message_stops_its_shard_alone_until_a_person_sets_it_aside_and_its_d
 
     set_aside(data.path(), victim, 3);
     let server = Server::start_with(data.path(), &small(false));
-    let status = iris().arg("status").arg("--data").arg(data.path()).output().unwrap();
+    let status = iris()
+        .arg("status")
+        .arg("--data")
+        .arg(data.path())
+        .output()
+        .unwrap();
     assert_eq!(status.status.code(), Some(0), "{}", text(&status));
     for user in &users {
         let last = if shard(user) == hurt { 5 } else { 6 };
@@ -461,7 +539,10 @@ fn a_bit_that_rotted_in_an_old_segment_is_never_sent_out() {
     let entry = |line: &&Value| line["what"] == "inbox_entry" && line["seq"] == rotten;
     let lsn = lines.iter().find(entry).unwrap()["lsn"].as_u64().unwrap();
     let scanned_from = lines[0]["lsn"].as_u64().unwrap();
-    assert!(lsn / 2_097_152 < scanned_from / 2_097_152, "in a segment that no start reads");
+    assert!(
+        lsn / 2_097_152 < scanned_from / 2_097_152,
+        "in a segment that no start reads"
+    );
     rot(data.path(), "ben", lsn);
 
     let server = Server::start_with(data.path(), &small(true));
@@ -469,8 +550,17 @@ fn a_bit_that_rotted_in_an_old_segment_is_never_sent_out() {
     for seq in 1..rotten {
         assert_eq!(ben.entry().body, body(seq));
     }
-    assert_eq!(ben.goodbye(), GoodbyeReason::Internal, "and nothing before it");
-    let status = iris().arg("status").arg("--data").arg(data.path()).output().unwrap();
+    assert_eq!(
+        ben.goodbye(),
+        GoodbyeReason::Internal,
+        "and nothing before it"
+    );
+    let status = iris()
+        .arg("status")
+        .arg("--data")
+        .arg(data.path())
+        .output()
+        .unwrap();
     assert_eq!(status.status.code(), Some(1), "{}", text(&status));
     assert!(server.stop().success());
 
@@ -482,7 +572,10 @@ fn a_bit_that_rotted_in_an_old_segment_is_never_sent_out() {
         .flat_map(|log| log["unreadable"].as_array().unwrap())
         .collect();
     assert_eq!(unreadable.len(), 1, "{verdict}");
-    assert_eq!((&unreadable[0]["user"], &unreadable[0]["first"]), (&"ben".into(), &rotten.into()));
+    assert_eq!(
+        (&unreadable[0]["user"], &unreadable[0]["first"]),
+        (&"ben".into(), &rotten.into())
+    );
     set_aside(data.path(), "ben", rotten);
     let server = Server::start_with(data.path(), &small(true));
     let (entries, gaps) = receive(&server, "ben");
@@ -493,13 +586,23 @@ fn a_bit_that_rotted_in_an_old_segment_is_never_sent_out() {
 
 fn backup(data: &Path, to: &Path) -> Output {
     let mut process = iris();
-    process.arg("backup").arg("--data").arg(data).arg("--to").arg(to);
+    process
+        .arg("backup")
+        .arg("--data")
+        .arg(data)
+        .arg("--to")
+        .arg(to);
     process.output().unwrap()
 }
 
 fn restore(from: &Path, data: &Path) -> Output {
     let mut process = iris();
-    process.arg("restore").arg("--from").arg(from).arg("--data").arg(data);
+    process
+        .arg("restore")
+        .arg("--from")
+        .arg(from)
+        .arg("--data")
+        .arg(data);
     process.output().unwrap()
 }
 
@@ -549,7 +652,10 @@ fn a_backup_taken_under_load_has_all_that_was_accepted_before_it_began() {
     let restored = data_dir();
     let output = restore(&last, &restored.path().join("data"));
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
-    assert!(!restored.path().join("data/dev").exists(), "no keys in a backup");
+    assert!(
+        !restored.path().join("data/dev").exists(),
+        "no keys in a backup"
+    );
     let server = Server::start_with(&restored.path().join("data"), &small(true));
     let (mut there, mut readers) = (0, Vec::new());
     for to in 0..RECIPIENTS {
@@ -587,7 +693,11 @@ fn a_backup_that_is_not_whole_is_refused_and_so_is_a_target_that_holds_something
     let full = restore(&copy, data.path());
     assert_eq!(full.status.code(), Some(1), "the target holds data");
     let names: Vec<PathBuf> = files(&copy).into_keys().collect();
-    let is_copied = |part: &str| names.iter().any(|path| path.to_string_lossy().contains(part));
+    let is_copied = |part: &str| {
+        names
+            .iter()
+            .any(|path| path.to_string_lossy().contains(part))
+    };
     assert!(is_copied(".seg") && is_copied(".ckpt") && is_copied("SUPER."));
     assert!(!is_copied("LOCK") && !is_copied("dev/") && !is_copied("admin.sock"));
 
@@ -609,7 +719,10 @@ fn a_backup_that_is_not_whole_is_refused_and_so_is_a_target_that_holds_something
     assert_eq!(log("verify", &new, &[]).status.code(), Some(0));
 
     // What is damaged cannot be backed up.
-    let segment = files(&data.path().join("log-00")).into_keys().next().unwrap();
+    let segment = files(&data.path().join("log-00"))
+        .into_keys()
+        .next()
+        .unwrap();
     (4_100..400_000)
         .step_by(50)
         .for_each(|offset| flip_bit(&segment, offset));

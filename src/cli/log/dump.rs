@@ -160,7 +160,9 @@ fn text(line: &Line<'_>) -> String {
             bytes,
             time_ms,
         } => match lsn {
-            Some(lsn) => format!("      entry {seq} at {lsn:#x}, about {bytes} bytes, ms {time_ms}"),
+            Some(lsn) => {
+                format!("      entry {seq} at {lsn:#x}, about {bytes} bytes, ms {time_ms}")
+            }
             None => format!("      entry {seq} was set aside, ms {time_ms}"),
         },
         command => command_text(command),
@@ -181,7 +183,10 @@ fn record_text(line: &Line<'_>) -> String {
     else {
         return String::new();
     };
-    let shard = shard.map_or_else(|| "of no shard".to_owned(), |shard| format!("shard {shard}"));
+    let shard = shard.map_or_else(
+        || "of no shard".to_owned(),
+        |shard| format!("shard {shard}"),
+    );
     let more = match *kind {
         "entry" => format!("{shard}, index {index}, ms {a}, {b} items"),
         "reloc" => format!("{b} items"),

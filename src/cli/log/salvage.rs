@@ -141,7 +141,11 @@ fn log_text(log: &LogListing, text: &mut String) {
         let _ = writeln!(text, "  {segment} is damaged");
     }
     for shard in &log.shards_damaged {
-        let _ = writeln!(text, "  shard {} is not served: {}", shard.shard, shard.reason);
+        let _ = writeln!(
+            text,
+            "  shard {} is not served: {}",
+            shard.shard, shard.reason
+        );
     }
     for lost in &log.losses {
         let _ = writeln!(text, "  {}", loss(lost));

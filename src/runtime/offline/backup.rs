@@ -150,7 +150,9 @@ pub(super) fn make_empty(path: &Path) -> Result<(), BackupError> {
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             make_directory(path)?;
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
             let parent = parent.unwrap_or(Path::new("."));
             sync_directory(parent).map_err(failed("sync", parent))?;
             Ok(())

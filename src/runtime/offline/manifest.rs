@@ -65,10 +65,7 @@ pub enum ManifestError {
     },
 }
 
-pub(super) fn failed(
-    action: &'static str,
-    path: &Path,
-) -> impl FnOnce(io::Error) -> ManifestError {
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ManifestError {
     let path = path.to_owned();
     move |source| ManifestError::Io {
         action,
@@ -300,13 +297,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let mut manifest = Manifest::new();
-        let listed = write_padded(&path.join("a"), b"hello", 3 * COPY_BYTES as u64 + 1, "a".into());
+        let listed = write_padded(
+            &path.join("a"),
+            b"hello",
+            3 * COPY_BYTES as u64 + 1,
+            "a".into(),
+        );
         manifest.files.push(listed.unwrap());
         let from = File::open(path.join("a")).unwrap();
         let listed = copy_file(&from, &path.join("b"), "b".into()).unwrap();
         assert_eq!(listed.crc32, manifest.files[0].crc32);
         manifest.files.push(listed);
-        assert!(matches!(Manifest::read(path), Err(ManifestError::Missing { .. })));
+        assert!(matches!(
+            Manifest::read(path),
+            Err(ManifestError::Missing { .. })
+        ));
         manifest.write(path).unwrap();
         assert_eq!(Manifest::read(path).unwrap().files, manifest.files);
         let mut bytes = fs::read(path.join("b")).unwrap();
@@ -315,6 +320,9 @@ mod tests {
         let differs = Manifest::read(path);
         assert!(matches!(differs, Err(ManifestError::Differs { path, .. }) if path.ends_with("b")));
         fs::remove_file(path.join("b")).unwrap();
-        assert!(matches!(Manifest::read(path), Err(ManifestError::Io { .. })));
+        assert!(matches!(
+            Manifest::read(path),
+            Err(ManifestError::Io { .. })
+        ));
     }
 }

@@ -125,7 +125,11 @@ pub fn list(view: &DataView, only: Option<u32>) -> Result<Listing, OfflineError>
         view.forget_cache(log)?;
         found.push((log, judge(view.path(), view.super_block(), log)?));
     }
-    Ok(listing(view.path(), view.super_block().segment_size, &found))
+    Ok(listing(
+        view.path(),
+        view.super_block().segment_size,
+        &found,
+    ))
 }
 
 /// What a salvage of one log gives, or why nothing can be said.
@@ -255,7 +259,9 @@ fn unusable(listing: &Listing) -> Option<SalvageError> {
 
 /// The logs that have lost something.
 fn to_do(found: &[(u32, Found)]) -> impl Iterator<Item = (u32, &Salvaged)> {
-    let usable = found.iter().filter_map(|(log, found)| Some((*log, found.as_ref().ok()?)));
+    let usable = found
+        .iter()
+        .filter_map(|(log, found)| Some((*log, found.as_ref().ok()?)));
     usable.filter(|(_, salvaged)| !salvaged.is_sound())
 }
 

@@ -124,17 +124,14 @@ pub fn stat(view: &DataView, access: Access, only: Option<u32>) -> Result<Stat, 
         let counted = match access {
             Access::Stopped => {
                 let mapped = Mapped::open(view.path(), log, super_block.segment_size, false)?;
-                mapped.found(durable, |found| {
-                    count(view, log, found, &mut stat.largest)
-                })
+                mapped.found(durable, |found| count(view, log, found, &mut stat.largest))
             }
             Access::MayRun => {
                 let snapshot = snapshot::take(view, log)?;
                 let spares = snapshot.spares;
                 let caught = Caught::new(view, snapshot)?;
-                let counted = caught.found(durable, |found| {
-                    count(view, log, found, &mut stat.largest)
-                });
+                let counted =
+                    caught.found(durable, |found| count(view, log, found, &mut stat.largest));
                 LogStat { spares, ..counted }
             }
         };

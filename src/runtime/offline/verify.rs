@@ -209,7 +209,10 @@ impl Places<'_> {
 
     fn checkpoint(&self, lsn: u64) -> String {
         let name = format!("{lsn:016x}.ckpt");
-        inside(self.view.path(), &self.view.checkpoints(self.log).join(name))
+        inside(
+            self.view.path(),
+            &self.view.checkpoints(self.log).join(name),
+        )
     }
 
     fn place(&self, from: u64, to: u64, fault: &dyn std::fmt::Display) -> Place {
@@ -230,7 +233,9 @@ fn read_through(view: &DataView, log: u32) -> Result<Result<(), String>, Offline
     for (_, path) in files {
         if let Err((offset, error)) = read_file(&path) {
             let file = inside(view.path(), &path);
-            return Ok(Err(format!("{file} cannot be read at byte {offset}: {error}")));
+            return Ok(Err(format!(
+                "{file} cannot be read at byte {offset}: {error}"
+            )));
         }
     }
     Ok(Ok(()))
@@ -331,12 +336,7 @@ fn add_unreadable(all: &mut Vec<Unreadable>, shard: u16, user: &str, seq: u64, l
 
 /// Every frame of every segment. What recovery reads it has judged; before that, nothing needs more of a
 /// segment than the messages in it, and those were read.
-fn judge_segments(
-    places: &Places<'_>,
-    found: Found<'_>,
-    read_from: u64,
-    verdict: &mut LogVerdict,
-) {
+fn judge_segments(places: &Places<'_>, found: Found<'_>, read_from: u64, verdict: &mut LogVerdict) {
     let size = places.setup.size;
     let mut before: Option<(u64, Option<u32>)> = None;
     for (index, bytes) in found.segments {

@@ -483,7 +483,10 @@ pub(super) fn newest_super(
     for (name, found) in supers {
         match found {
             Some(Ok(found)) => {
-                if newest.as_ref().is_none_or(|newest| newest.sequence < found.sequence) {
+                if newest
+                    .as_ref()
+                    .is_none_or(|newest| newest.sequence < found.sequence)
+                {
                     newest = Some(found.clone());
                 }
             }

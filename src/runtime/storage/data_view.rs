@@ -255,7 +255,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
         let error = |path: &Path| DataView::open(path, Access::Stopped).unwrap_err();
-        assert!(matches!(error(&path.join("no")), DataDirError::Absent { .. }));
+        assert!(matches!(
+            error(&path.join("no")),
+            DataDirError::Absent { .. }
+        ));
         assert!(matches!(error(path), DataDirError::Empty { .. }));
         std::fs::write(path.join("x"), "x").unwrap();
         assert!(matches!(error(path), DataDirError::NotEmpty { .. }));
