@@ -20,6 +20,7 @@ mod keeper;
 mod limits;
 mod mmap;
 mod open;
+mod record;
 pub mod spare;
 mod super_block;
 #[cfg(test)]
