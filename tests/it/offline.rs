@@ -680,6 +680,29 @@ fn a_backup_taken_under_load_has_all_that_was_accepted_before_it_began() {
     assert_eq!(verified.status.code(), Some(0), "{}", text(&verified));
 }
 
+/// R: D-5, D-6. A backup verifies itself, so each one that ends is sound.
+#[test]
+fn backups_are_sound_while_segments_are_cleaned_and_removed_and_checkpoints_replaced() {
+    let (data, copies) = (data_dir(), data_dir());
+    run_load(data.path(), &small_and_busy(), 6_000, |server| {
+        for nth in 0..10 {
+            let output = backup(&server.data, &copies.path().join(nth.to_string()));
+            assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+        }
+        server.kill_now();
+    });
+    let first = files(&data.path().join("log-00"))
+        .into_keys()
+        .next()
+        .unwrap();
+    println!("the first segment left is {}", first.display());
+    let ends = |nth: &str| {
+        let manifest = std::fs::read(copies.path().join(nth).join("MANIFEST")).unwrap();
+        serde_json::from_slice::<Value>(&manifest).unwrap()["logs"].to_string()
+    };
+    assert_ne!(ends("0"), ends("9"), "the load went on");
+}
+
 /// R: D-6
 #[test]
 fn a_backup_that_is_not_whole_is_refused_and_so_is_a_target_that_holds_something() {
