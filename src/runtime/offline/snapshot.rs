@@ -172,32 +172,49 @@ fn open_each(files: Vec<(u64, PathBuf)>) -> Result<Option<Vec<Named>>, SnapshotE
 
 /// The bytes of the last segment up to behind its last frame; `None` when it has none.
 fn read_newest(size: SegmentSize, segment: &Named) -> Result<Option<Vec<u8>>, SnapshotError> {
-    let failed = || failed("read", &segment.path);
-    if is_zero(&segment.file).map_err(failed())? {
+    let path = &segment.path;
+    if is_zero(&segment.file).map_err(failed("read", path))? {
         return Ok(None);
     }
+    let read = || read_all(&segment.file, size);
+    match settle(size, segment.number, read).map_err(failed("read", path))? {
+        Settled::Whole(bytes) => Ok((!bytes.is_empty()).then_some(bytes)),
+        Settled::Damaged(offset) => Err(SnapshotError::Damaged {
+            path: path.clone(),
+            offset,
+        }),
+    }
+}
+
+/// What came of reading a segment until it made sense.
+#[derive(Debug, PartialEq, Eq)]
+enum Settled {
+    /// Its bytes up to behind its last frame; none when it has none.
+    Whole(Vec<u8>),
+    /// Something that had been durable at this offset is not whole.
+    Damaged(usize),
+}
+
+/// Reads until what is read could have been found after a crash, or a hole stays. Had a hole been a frame
+/// on its way, it would have come before the one that was seen behind it, and so before the next reading.
+fn settle(
+    size: SegmentSize,
+    index: u64,
+    mut read: impl FnMut() -> io::Result<Vec<u8>>,
+) -> io::Result<Settled> {
     let mut doubted = None;
     for _ in 0..READS_MAX {
-        let mut bytes = read_all(&segment.file, size).map_err(failed())?;
-        match whole_part(size, segment.number, &bytes) {
-            Ok(0) => return Ok(None),
+        let mut bytes = read()?;
+        match whole_part(size, index, &bytes) {
             Ok(end) => {
                 bytes.truncate(end);
-                return Ok(Some(bytes));
+                return Ok(Settled::Whole(bytes));
             }
-            // Had it been a frame on its way, it would have come before the one that was seen behind it.
-            Err(offset) if doubted == Some(offset) => {
-                let path = segment.path.clone();
-                return Err(SnapshotError::Damaged { path, offset });
-            }
+            Err(offset) if doubted == Some(offset) => return Ok(Settled::Damaged(offset)),
             Err(offset) => doubted = Some(offset),
         }
     }
-    Err(SnapshotError::Io {
-        action: "catch up with",
-        path: segment.path.clone(),
-        source: io::Error::from(io::ErrorKind::TimedOut),
-    })
+    Err(io::Error::from(io::ErrorKind::TimedOut))
 }
 
 /// Offset behind the frames that continue one another from the first one on. `Err`: the offset of
@@ -330,24 +347,23 @@ mod tests {
     /// R: D-2, D-6
     #[test]
     fn a_hole_that_stays_is_damage_and_one_that_fills_is_not() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("0000000000000000.seg");
         let (bytes, places) = segment(5);
-        let mut hole = bytes.clone();
-        hole[places[2]..places[3]].fill(0);
-        std::fs::write(&path, &hole).unwrap();
-        let named = Named {
-            number: 0,
-            path: path.clone(),
-            file: File::open(&path).unwrap(),
+        let hole = |nth: usize| {
+            let mut hole = bytes.clone();
+            hole[places[nth]..places[nth + 1]].fill(0);
+            hole
         };
-        let damaged = read_newest(SIZE, &named);
-        assert!(
-            matches!(damaged, Err(SnapshotError::Damaged { offset, .. }) if offset == places[2])
-        );
-        std::fs::write(&path, &bytes).unwrap();
-        let read = read_newest(SIZE, &named).unwrap().unwrap();
-        assert_eq!(read, bytes[..places[5]]);
+        let settled = |readings: &[Vec<u8>]| {
+            let mut readings = readings.iter();
+            let read = || Ok(readings.next().unwrap().clone());
+            settle(SIZE, 0, read).unwrap()
+        };
+        let whole = Settled::Whole(bytes[..places[5]].to_vec());
+        assert_eq!(settled(&[hole(2), hole(2)]), Settled::Damaged(places[2]));
+        assert_eq!(settled(&[hole(2), bytes.clone()]), whole);
+        assert_eq!(settled(&[hole(1), hole(3), bytes.clone()]), whole);
+        let none = vec![0; SIZE.bytes() as usize];
+        assert_eq!(settled(&[none]), Settled::Whole(Vec::new()));
     }
 
     /// R: D-6. Whatever is read of a segment that is being written is what had been written before some
