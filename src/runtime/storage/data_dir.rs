@@ -531,18 +531,31 @@ fn open_logs(path: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> 
     sync_directory(path)
 }
 
-/// Odd sequences go to SUPER.a, even ones to SUPER.b: the newest is never the one replaced.
+/// Odd sequences go to SUPER.a, even ones to SUPER.b: the newest is never the one replaced. So the older
+/// one may be overwritten where it lies, which needs no block on a full disk: should that stop half-way,
+/// its CRC says so and the newest is still there.
 fn write_super(directory: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> {
     let name = SUPER_NAMES[usize::from(super_block.sequence.is_multiple_of(2))];
     let path = directory.join(name);
+    let bytes = super_block.encode();
+    let overwrite = || {
+        let file = OpenOptions::new().write(true).open(&path)?;
+        file.write_all_at(&bytes, 0)?;
+        file.set_len(bytes.len() as u64)?;
+        file.sync_all()
+    };
+    match overwrite() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => return result.map_err(failed("write", &path)),
+    }
     let unfinished = directory.join(format!("{name}.tmp"));
-    let write = || {
+    let create = || {
         let file = File::create(&unfinished)?;
-        file.write_all_at(&super_block.encode(), 0)?;
+        file.write_all_at(&bytes, 0)?;
         file.sync_all()?;
         fs::rename(&unfinished, &path)
     };
-    write().map_err(failed("write", &path))?;
+    create().map_err(failed("write", &path))?;
     sync_directory(directory)
 }
 

@@ -20,6 +20,7 @@ use crate::log::{Harvest, SegmentSize, harvest};
 
 use super::limits::CHECKPOINT_SYNC_BYTES;
 use super::mmap::SegmentMap;
+use super::record::{self, Step};
 use super::spare::segment_path;
 
 /// Tasks under way at most: a checkpoint's, a harvest, and removals.
@@ -136,6 +137,7 @@ impl Drop for Keeper {
 struct Unfinished {
     lsn: u64,
     file: File,
+    written: u64,
     unsynced: u64,
 }
 
@@ -204,27 +206,38 @@ impl Worker {
         let unfinished = self.places.checkpoints.join(UNFINISHED);
         match (task, &mut self.checkpoint) {
             (Task::Begin { lsn }, checkpoint) => {
+                record::note(&unfinished, Step::Create);
                 *checkpoint = Some(Unfinished {
                     lsn,
                     file: File::create(unfinished)?,
+                    written: 0,
                     unsynced: 0,
                 });
             }
             (Task::Chunk { bytes }, Some(checkpoint)) => {
                 for piece in bytes.chunks(CHECKPOINT_SYNC_BYTES) {
+                    record::note(&unfinished, Step::Write(checkpoint.written, piece));
+                    checkpoint.written += piece.len() as u64;
                     checkpoint.file.write_all(piece)?;
                     checkpoint.unsynced += piece.len() as u64;
                     if checkpoint.unsynced >= CHECKPOINT_SYNC_BYTES as u64 {
+                        record::note(&unfinished, Step::SyncBegins);
                         checkpoint.file.sync_data()?;
+                        record::note(&unfinished, Step::Synced);
                         checkpoint.unsynced = 0;
                     }
                 }
             }
             (Task::End, Some(checkpoint)) => {
+                record::note(&unfinished, Step::SyncBegins);
                 checkpoint.file.sync_all()?;
+                record::note(&unfinished, Step::Synced);
                 let path = checkpoint_path(&self.places.checkpoints, checkpoint.lsn);
+                record::note(&unfinished, Step::Rename(&path));
                 fs::rename(unfinished, &path)?;
+                record::note(&self.places.checkpoints, Step::SyncDirBegins);
                 File::open(&self.places.checkpoints)?.sync_all()?;
+                record::note(&self.places.checkpoints, Step::DirSynced);
                 info!(path = %path.display(), lsn = checkpoint.lsn, "checkpoint written");
                 self.checkpoint = None;
             }
@@ -234,6 +247,7 @@ impl Worker {
     }
 
     fn remove(&self, path: &Path) {
+        record::note(path, Step::Unlink);
         match fs::remove_file(path) {
             Ok(()) => info!(path = %path.display(), "not needed any more, removed"),
             Err(error) => {

@@ -19,6 +19,7 @@ mod keeper;
 mod limits;
 mod mmap;
 mod open;
+mod record;
 pub mod spare;
 mod super_block;
 #[cfg(test)]

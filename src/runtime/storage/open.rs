@@ -168,6 +168,7 @@ pub fn open_log(
         mut store, behind, ..
     } = recovered;
     let mut opened = Opened {
+        directory: directory.clone(),
         size,
         segments: Vec::new(),
         active: None,

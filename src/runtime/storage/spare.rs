@@ -28,6 +28,7 @@ use crate::log::limits::{SEGMENT_HEADER_BYTES, SPARES};
 
 use super::limits::{SPARE_RETRY_MS, SPARE_RETRY_MS_MAX, ZERO_SYNC_BYTES, ZERO_WRITE_BYTES};
 use super::mmap::{SegmentMap, reserve};
+use super::record::{self, Step};
 
 /// Requests under way to the thread. Full: a file is closed by the core, which is only slower.
 const REQUESTS_MAX: usize = 64;
@@ -226,6 +227,7 @@ impl Worker {
 
     fn make(&self, index: u64) -> io::Result<Spare> {
         let path = segment_path(&self.directory, self.size, index);
+        record::note(&path, Step::Create);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -240,13 +242,18 @@ impl Worker {
                 path.display()
             )));
         }
+        record::note(&path, Step::Zeros(self.size.bytes()));
+        record::note(&path, Step::SyncBegins);
         let zeroed = (self.reserve)(&file, self.size.bytes())
             .and_then(|()| zero(&file, 0, self.size.bytes(), &self.shared.stop));
         if let Err(error) = zeroed {
             let _ = file.set_len(0); // give the blocks back to those who need them more
             return Err(error);
         }
+        record::note(&path, Step::Synced);
+        record::note(&self.directory, Step::SyncDirBegins);
         File::open(&self.directory)?.sync_all()?;
+        record::note(&self.directory, Step::DirSynced);
         let map = SegmentMap::new(&file, self.size.bytes() as usize)?;
         Ok(Spare {
             index,

@@ -1,6 +1,7 @@
 //! Data directories and logs on real files, flushed with blocking calls.
 
 mod logs;
+mod power_loss;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write as _};

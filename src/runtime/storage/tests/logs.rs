@@ -20,25 +20,25 @@ const UPKEEP: Upkeep = Upkeep {
 };
 
 /// Log 1 of a data directory, and what was sent and accepted.
-struct Rig {
-    log: BlockingLog,
-    key: HashKey,
+pub(super) struct Rig {
+    pub log: BlockingLog,
+    pub key: HashKey,
     sent: u64,
 }
 
 /// A user of log 1, one of eight.
-fn user(key: HashKey, which: u64) -> String {
+pub(super) fn user(key: HashKey, which: u64) -> String {
     let users = (0..).map(|number| format!("user-{number}"));
     let mut mine = users.filter(|name| shard(key, name).0 % 2 == 1);
     mine.nth(which as usize).unwrap()
 }
 
-fn shard(key: HashKey, user: &str) -> ShardId {
+pub(super) fn shard(key: HashKey, user: &str) -> ShardId {
     ShardId((user_hash(key, user).0 % 64) as u16)
 }
 
 /// Body number `number`: recognisable, and of varying length.
-fn body(number: u64, filler: usize) -> Vec<u8> {
+pub(super) fn body(number: u64, filler: usize) -> Vec<u8> {
     let len = 100 + number % 900 + filler as u64;
     (0..len)
         .map(|at| (number.wrapping_mul(31) + at) as u8)
@@ -50,7 +50,7 @@ impl Rig {
         Self::open_with(data_dir, UPKEEP)
     }
 
-    fn open_with(data_dir: &DataDir, upkeep: Upkeep) -> Result<Self, LogError> {
+    pub fn open_with(data_dir: &DataDir, upkeep: Upkeep) -> Result<Self, LogError> {
         let config = ShardConfig {
             retention: crate::shard::retention::Retention {
                 entries: 3,
@@ -66,7 +66,7 @@ impl Rig {
     }
 
     /// Sends message `n` to a user, flushes it, and sees it accepted.
-    fn send(&mut self, which: u64, n: u64, filler: usize) {
+    pub fn send(&mut self, which: u64, n: u64, filler: usize) {
         let name = user(self.key, which);
         let body = body(n, filler);
         let append = Append {
@@ -105,13 +105,39 @@ impl Rig {
         self.log.effects.clear();
     }
 
-    fn seal(&mut self) {
+    /// Makes the device `phone` of a user known.
+    pub fn register(&mut self, name: &str) {
+        let reply = ReplyTo {
+            core: CoreId(0),
+            slot: 0,
+            generation: 0,
+            tag: 0,
+        };
+        let register = Input::Register {
+            hash: user_hash(self.key, name),
+            user: name,
+            device: "phone",
+            reply,
+        };
+        self.log.step(shard(self.key, name), register);
+    }
+
+    /// The newest entry of a user's inbox.
+    pub fn head(&self, which: u64) -> u64 {
+        let name = user(self.key, which);
+        let shard = self.log.store.shard(shard(self.key, &name)).unwrap();
+        shard
+            .find(&name)
+            .map_or(0, |slot| shard.users().get(slot).head().0)
+    }
+
+    pub fn seal(&mut self) {
         self.log.now.monotonic_us += SEAL_AFTER_US;
         assert!(self.log.poll().unwrap(), "a SEAL is written");
     }
 
     /// What a user's inbox holds: `seq` and body, read where the index says.
-    fn inbox(&self, which: u64) -> Vec<(u64, Result<Vec<u8>, ReadError>)> {
+    pub fn inbox(&self, which: u64) -> Vec<(u64, Result<Vec<u8>, ReadError>)> {
         let name = user(self.key, which);
         let shard = self.log.store.shard(shard(self.key, &name)).unwrap();
         let Some(slot) = shard.find(&name) else {
@@ -151,7 +177,7 @@ impl Rig {
         out
     }
 
-    fn damaged(&self) -> Vec<ShardId> {
+    pub fn damaged(&self) -> Vec<ShardId> {
         let quarantined = self.log.store.quarantined().iter();
         quarantined.map(|one| one.shard).collect()
     }
@@ -452,20 +478,7 @@ fn checkpoints_are_written_and_old_segments_removed_and_a_restart_reads_the_same
     let data_dir = open(temp.path());
     let mut rig = Rig::open_with(&data_dir, upkeep).unwrap();
     let (name, device) = (user(rig.key, 0), "phone");
-    let hash = user_hash(rig.key, &name);
-    let reply = ReplyTo {
-        core: CoreId(0),
-        slot: 0,
-        generation: 0,
-        tag: 0,
-    };
-    let register = Input::Register {
-        hash,
-        user: &name,
-        device,
-        reply,
-    };
-    rig.log.step(shard(rig.key, &name), register);
+    rig.register(&name);
     // Another user's messages wait for a device for ever: they are to be moved.
     rig.send(1, 1, 60_000);
     let mut n = 0;
