@@ -14,6 +14,7 @@ pub mod admin;
 pub mod clock;
 pub mod dev;
 pub mod mesh;
+pub mod offline;
 pub mod preflight;
 pub mod reactor;
 pub mod report;

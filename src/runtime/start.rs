@@ -184,7 +184,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
             #[expect(clippy::cast_possible_truncation, reason = "counted as u16 above")]
             id: CoreId(index as u16),
             placement,
-            cluster: super_block.cluster_id,
+            cluster: super_block.data_name(),
             options: options.clone(),
             data: data.clone(),
             sleeper: sleepers[index].clone(),

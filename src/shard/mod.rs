@@ -126,6 +126,8 @@ pub enum Refusal {
     DiskFull,
     /// The user has as many devices as are allowed.
     TooManyDevices,
+    /// The shard is damaged and not served. Said for it: a shard that is there never says so.
+    Unavailable,
 }
 
 /// What the shell must do, in order.

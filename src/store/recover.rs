@@ -293,6 +293,17 @@ pub(super) fn begin(setup: &Setup, found: &Found<'_>) -> Result<Beginning, Recov
     })
 }
 
+/// Whether a checkpoint file of this position could be used: how many shards it has, or why not.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn judge_checkpoint(setup: &Setup, lsn: u64, bytes: &[u8]) -> Result<usize, String> {
+    match load(setup, lsn, bytes) {
+        Ok((shards, _)) => Ok(shards.len()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Reads one checkpoint: all its shards, in the order of the setup.
 fn load(setup: &Setup, lsn: u64, bytes: &[u8]) -> Result<(Vec<Shard>, CheckpointHeader), Unusable> {
     let (header, mut reader) = CheckpointReader::open(bytes)?;

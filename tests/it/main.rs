@@ -15,6 +15,7 @@ mod harness;
 mod hygiene;
 mod load;
 mod login;
+mod offline;
 mod raw;
 mod small_disk;
 mod start;

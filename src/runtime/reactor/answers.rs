@@ -39,6 +39,7 @@ impl Core {
             Refusal::Gap { expected } => (RejectCode::Gap, expected, 0),
             Refusal::InboxFull => (RejectCode::InboxFull, SendNumber(0), 0),
             Refusal::DiskFull => (RejectCode::DiskFull, SendNumber(0), DISK_RETRY_MS),
+            Refusal::Unavailable => (RejectCode::Unavailable, SendNumber(0), UNAVAILABLE_RETRY_MS),
             Refusal::TooManyDevices => {
                 return self.say_goodbye(socket_of(&reply), GoodbyeReason::TooManyDevices, 0);
             }

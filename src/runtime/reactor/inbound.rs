@@ -24,7 +24,7 @@ use crate::session::login::{check_version, identify, welcome};
 use crate::session::{FetchRefusal, Identity, Session};
 use crate::shard::command::Append;
 use crate::shard::user::Device;
-use crate::shard::{Input, ReplyTo};
+use crate::shard::{Effect, Input, Refusal, ReplyTo};
 
 /// After how many milliseconds a refused Fetch may be repeated. A guess: a page takes less.
 const FETCH_RETRY_MS: u64 = 100;
@@ -432,12 +432,11 @@ impl Core {
             reply,
         };
         if !self.lanes.step(&self.now, shard, append) {
-            self.answer(&Message::Rejected {
-                reply,
-                code: RejectCode::Unavailable,
-                expected: SendNumber(0),
-                retry_after_ms: UNAVAILABLE_RETRY_MS,
-            });
+            // With the shards' answers, when the sender's connection is in its place again: it may be
+            // the one whose frames are being read.
+            let refusal = Refusal::Unavailable;
+            let refused = Effect::Refused { reply, refusal };
+            self.lanes.effects.push_back((shard, refused));
         }
     }
 

@@ -18,10 +18,9 @@ use crate::store::Setup;
 use crate::store::recover::shards_of_log;
 
 use super::limits::{LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
-use super::super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};
+use super::super_block::{SUPER_BYTES, SUPER_NAMES, SUPER_VERSION, SuperBlock, SuperFault};
 
 const LOCK_NAME: &str = "LOCK";
-const SUPER_NAMES: [&str; 2] = ["SUPER.a", "SUPER.b"];
 /// What a directory may hold and still be formatted: our own beginnings, the development keys, and
 /// what a file system puts into its root.
 const NOT_DATA: [&str; 6] = [
@@ -100,6 +99,18 @@ pub enum DataDirError {
         path: PathBuf,
         /// Its version.
         found: u32,
+    },
+    /// There is nothing.
+    #[error("there is no data directory {path}; give another path with --data")]
+    Absent {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is a directory, and nothing in it.
+    #[error("{path} is no data directory: nothing is in it; give another path with --data")]
+    Empty {
+        /// The path.
+        path: PathBuf,
     },
     /// The process may not write there.
     #[error(
@@ -182,7 +193,18 @@ pub enum DataDirError {
     },
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+impl DataDirError {
+    /// Whether something is gone that had been there, so that there is data and it is not whole.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::SuperMissing { .. } | Self::SuperCorrupt { .. } | Self::LogMissing { .. }
+        )
+    }
+}
+
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
     let path = path.to_owned();
     move |source| match source.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
@@ -226,7 +248,8 @@ impl DataDir {
         create(path)?;
         let formatted = look(path)?;
         let lock = lock(path)?;
-        let mut super_block = match read_supers(path)? {
+        let supers = read_super_files(path)?;
+        let mut super_block = match newest_super(path, &supers)? {
             Some(found) => found,
             None if formatted => {
                 return Err(DataDirError::SuperCorrupt {
@@ -310,29 +333,36 @@ impl DataDir {
 
     /// What the store of log `log_no` is made for. What belongs to no data directory is given.
     pub fn setup(&self, log_no: u32, shard: ShardConfig, upkeep: Upkeep) -> Setup {
-        let super_block = &self.super_block;
+        self.super_block.setup(log_no, shard, upkeep)
+    }
+
+    /// What the headers of the segments of log `log_no` say.
+    pub fn identity(&self, log_no: u32) -> NodeIdentity {
+        self.super_block.identity(log_no)
+    }
+}
+
+impl SuperBlock {
+    /// What the store of log `log_no` is made for.
+    ///
+    /// # Panics
+    /// When there is no such log.
+    #[must_use]
+    pub fn setup(&self, log_no: u32, shard: ShardConfig, upkeep: Upkeep) -> Setup {
+        assert!(log_no < self.logs, "a log that the directory has");
         // Both are below 65,536: a superblock with more is refused when it is read.
         let narrow = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
-        let (shards, logs) = (narrow(super_block.shards), narrow(super_block.logs));
+        let (shards, logs) = (narrow(self.shards), narrow(self.logs));
         Setup {
             identity: self.identity(log_no),
-            incarnation: super_block.incarnation,
-            size: super_block.segment_size,
-            key: HashKey(super_block.hash_key),
+            incarnation: self.incarnation,
+            size: self.segment_size,
+            key: HashKey(self.hash_key),
             shards_total: shards,
             shards: shards_of_log(narrow(log_no), logs, shards),
             shard,
             checkpoint_bytes: upkeep.checkpoint_bytes,
             clean_bytes_per_s: upkeep.clean_bytes_per_s,
-        }
-    }
-
-    /// What the headers of the segments of log `log_no` say.
-    pub fn identity(&self, log_no: u32) -> NodeIdentity {
-        NodeIdentity {
-            cluster_id: self.super_block.cluster_id,
-            node_id: self.super_block.node_id,
-            log: log_no,
         }
     }
 }
@@ -364,7 +394,7 @@ fn create(path: &Path) -> Result<(), DataDirError> {
 }
 
 /// Whether there is a superblock; refuses a directory that has none and is not empty.
-fn look(path: &Path) -> Result<bool, DataDirError> {
+pub(super) fn look(path: &Path) -> Result<bool, DataDirError> {
     let mut other = None;
     for entry in fs::read_dir(path).map_err(failed("list", path))? {
         let name = entry
@@ -406,50 +436,68 @@ fn lock(directory: &Path) -> Result<File, DataDirError> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            // What cannot be read is reported as unknown.
-            let _ = file.by_ref().take(LOCK_BYTES_MAX).read_to_string(&mut text);
-            let field = |name: &str| {
-                let line = text.lines().find_map(|line| line.strip_prefix(name));
-                line.unwrap_or("unknown").to_owned()
-            };
-            Err(DataDirError::Locked {
-                path: directory.to_owned(),
-                pid: field("pid="),
-                address: field("addr="),
-            })
-        }
+        Err(TryLockError::WouldBlock) => Err(locked(directory, &mut file)),
     }
 }
 
+/// What the holder of the lock wrote into it.
+pub(super) fn locked(directory: &Path, file: &mut File) -> DataDirError {
+    let mut text = String::new();
+    // What cannot be read is reported as unknown.
+    let _ = file.take(LOCK_BYTES_MAX).read_to_string(&mut text);
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or("unknown").to_owned()
+    };
+    DataDirError::Locked {
+        path: directory.to_owned(),
+        pid: field("pid="),
+        address: field("addr="),
+    }
+}
+
+/// What lies in SUPER.a and SUPER.b; `None` for one that is not there.
+pub(super) type Supers = [(&'static str, Option<Result<SuperBlock, SuperFault>>); 2];
+
+/// Reads both superblock files.
+pub(super) fn read_super_files(directory: &Path) -> Result<Supers, DataDirError> {
+    let mut supers = SUPER_NAMES.map(|name| (name, None));
+    for (name, found) in &mut supers {
+        let path = directory.join(name);
+        match read_bounded(&path) {
+            Ok(bytes) => *found = Some(SuperBlock::decode(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("read", &path)(error)),
+        }
+    }
+    Ok(supers)
+}
+
 /// The newest superblock that is whole. None: there are no superblock files, or none is whole.
-fn read_supers(directory: &Path) -> Result<Option<SuperBlock>, DataDirError> {
+pub(super) fn newest_super(
+    directory: &Path,
+    supers: &Supers,
+) -> Result<Option<SuperBlock>, DataDirError> {
     let mut newest: Option<SuperBlock> = None;
     let mut corrupt = None;
-    for name in SUPER_NAMES {
-        let path = directory.join(name);
-        let bytes = match read_bounded(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(failed("read", &path)(error)),
-        };
-        match SuperBlock::decode(&bytes) {
-            Ok(found) => {
+    for (name, found) in supers {
+        match found {
+            Some(Ok(found)) => {
                 if newest
                     .as_ref()
                     .is_none_or(|newest| newest.sequence < found.sequence)
                 {
-                    newest = Some(found);
+                    newest = Some(found.clone());
                 }
             }
-            Err(SuperFault::Corrupt) => corrupt = Some(path),
-            Err(SuperFault::Version(found)) => {
+            Some(Err(SuperFault::Corrupt)) => corrupt = Some(directory.join(name)),
+            Some(Err(SuperFault::Version(found))) => {
                 return Err(DataDirError::OtherVersion {
                     path: directory.to_owned(),
-                    found,
+                    found: *found,
                 });
             }
+            None => {}
         }
     }
     if let (Some(path), Some(newest)) = (corrupt, newest.as_mut()) {
@@ -499,6 +547,7 @@ fn new_super_block(path: &Path, format: &Format) -> Result<SuperBlock, DataDirEr
         logs,
         segment_size,
         hash_key,
+        data_id: [0; 16],
         durable_lsn: vec![0; logs as usize],
         checkpoint_lsn: vec![0; logs as usize],
     };
@@ -535,7 +584,7 @@ fn open_logs(path: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> 
 /// one may be overwritten where it lies, which needs no block on a full disk: should that stop half-way,
 /// its CRC says so and the newest is still there.
 fn write_super(directory: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> {
-    let name = SUPER_NAMES[usize::from(super_block.sequence.is_multiple_of(2))];
+    let name = super_block.file_name();
     let path = directory.join(name);
     let bytes = super_block.encode();
     let overwrite = || {
@@ -559,12 +608,14 @@ fn write_super(directory: &Path, super_block: &SuperBlock) -> Result<(), DataDir
     sync_directory(directory)
 }
 
+/// Makes what was created, renamed or removed in a directory durable.
 fn sync_directory(path: &Path) -> Result<(), DataDirError> {
     File::open(path)
         .and_then(|directory| directory.sync_all())
         .map_err(failed("sync", path))
 }
 
+/// The same for the directory that `path` lies in.
 fn sync_parent(path: &Path) -> Result<(), DataDirError> {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent),

@@ -14,6 +14,7 @@
 
 mod blocking;
 mod data_dir;
+mod data_view;
 mod files;
 mod keeper;
 mod limits;
@@ -28,7 +29,9 @@ mod tests;
 pub use crate::log::Space;
 pub use blocking::BlockingLog;
 pub use data_dir::{DataDir, DataDirError, Format, Upkeep};
+pub use data_view::{Access, DataView, SuperState};
 pub use files::{FileWrite, Files, ReadError};
 pub use limits::{BLOCK_BYTES, LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
+pub(super) use mmap::SegmentMap;
 pub use open::{LogError, Mapped, open_log};
 pub use super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};

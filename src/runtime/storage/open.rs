@@ -54,7 +54,7 @@ pub enum LogError {
     },
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
     let path = path.to_owned();
     move |source| LogError::Io {
         action,
@@ -91,7 +91,7 @@ impl Mapped {
             size,
         };
         let mut checkpoints = Vec::new();
-        for lsn in numbers(&places.checkpoints, ".ckpt")? {
+        for lsn in checkpoint_numbers(&places.checkpoints)? {
             let path = checkpoint_path(&places.checkpoints, lsn);
             let map = map(&path, u64::MAX, past_cache)?;
             checkpoints.push((lsn, map));
@@ -222,8 +222,17 @@ fn prepare(store: &mut crate::store::Store, files: &mut Files) {
     }
 }
 
+/// Positions of the checkpoints in a directory, in order. It is made when the data directory is opened; a
+/// copy that is only read may lack it.
+pub(super) fn checkpoint_numbers(directory: &Path) -> Result<Vec<u64>, LogError> {
+    match directory.is_dir() {
+        true => numbers(directory, ".ckpt"),
+        false => Ok(Vec::new()),
+    }
+}
+
 /// The numbers in the names of files that end in `suffix`, in order.
-fn numbers(directory: &Path, suffix: &str) -> Result<Vec<u64>, LogError> {
+pub(super) fn numbers(directory: &Path, suffix: &str) -> Result<Vec<u64>, LogError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
         let name = entry.map_err(failed("list", directory))?.file_name();
