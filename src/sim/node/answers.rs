@@ -7,7 +7,7 @@ use iris_proto::wire;
 
 use super::connection::{Connection, State};
 use super::inbound::reject;
-use super::{CLOSING_MAX_US, Core, DISK_RETRY_MS, Env, Mail};
+use super::{CLOSING_MAX_US, Core, DAMAGE_RETRY_MS, DISK_RETRY_MS, Env, Mail};
 use crate::placement::ShardId;
 use crate::shard::user::UserSlot;
 use crate::shard::{Effect, Refusal, ReplyTo};
@@ -31,6 +31,7 @@ impl Core {
             Refusal::Gap { expected } => (RejectCode::Gap, expected, 0),
             Refusal::InboxFull => (RejectCode::InboxFull, SendNumber(0), 0),
             Refusal::DiskFull => (RejectCode::DiskFull, SendNumber(0), DISK_RETRY_MS),
+            Refusal::Unavailable => (RejectCode::Unavailable, SendNumber(0), DAMAGE_RETRY_MS),
             Refusal::TooManyDevices => {
                 return self.say_goodbye(env, ConnId(reply.slot), GoodbyeReason::TooManyDevices, 0);
             }
