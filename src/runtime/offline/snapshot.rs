@@ -253,9 +253,9 @@ mod tests {
         FrameBuilder, FrameKind, NodeIdentity, RecordHeader, RecordKind, Writer, WriterStart,
     };
 
-    const SIZE: SegmentSize = SegmentSize::small(16 * 1024);
+    const SIZE: SegmentSize = SegmentSize::small(1024 * 1024);
 
-    /// A segment of `frames` frames, and where each begins.
+    /// A segment of `frames` frames, where each begins, and where the last one ends.
     fn segment(frames: usize) -> (Vec<u8>, Vec<usize>) {
         let mut writer = Writer::new(WriterStart {
             identity: NodeIdentity {
@@ -306,10 +306,9 @@ mod tests {
         for cut in places[4]..places[5] {
             let mut torn = bytes.clone();
             torn[cut..places[5]].fill(0);
-            let whole = if cut == places[5] { 5 } else { 4 };
-            // The last bytes of a frame may be zeros anyhow.
             let end = whole_part(SIZE, 0, &torn).unwrap();
-            assert!(end == places[whole] || torn == bytes, "cut at {cut}");
+            let is_whole = torn == bytes; // the last bytes of a frame may be zeros anyhow
+            assert!(end == places[4] || is_whole, "cut at {cut}");
         }
         assert_eq!(whole_part(SIZE, 0, &vec![0; SIZE.bytes() as usize]), Ok(0));
     }
@@ -349,5 +348,50 @@ mod tests {
         std::fs::write(&path, &bytes).unwrap();
         let read = read_newest(SIZE, &named).unwrap().unwrap();
         assert_eq!(read, bytes[..places[5]]);
+    }
+
+    /// R: D-6. Whatever is read of a segment that is being written is what had been written before some
+    /// moment after the reading began.
+    #[test]
+    fn a_segment_that_grows_while_it_is_read_is_cut_between_two_frames() {
+        const FRAMES: usize = 4_000;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("0000000000000000.seg");
+        std::fs::write(&path, vec![0; SIZE.bytes() as usize]).unwrap();
+        let (bytes, places) = segment(FRAMES);
+        let written = std::sync::atomic::AtomicUsize::new(0);
+        let named = Named {
+            number: 0,
+            path: path.clone(),
+            file: File::open(&path).unwrap(),
+        };
+        let order = std::sync::atomic::Ordering::SeqCst;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+                for nth in 0..FRAMES {
+                    // The segment's header comes with the first frame.
+                    let from = if nth == 0 { 0 } else { places[nth] };
+                    let frame = &bytes[from..places[nth + 1]];
+                    file.write_all_at(frame, from as u64).unwrap();
+                    written.store(nth + 1, order);
+                }
+            });
+            let mut distinct = std::collections::BTreeSet::new();
+            loop {
+                let before = written.load(order);
+                let found = read_newest(SIZE, &named).unwrap().unwrap_or_default();
+                if !found.is_empty() {
+                    assert!(places.contains(&found.len()), "cut inside a frame");
+                    assert!(found[..] == bytes[..found.len()], "not what was written");
+                    distinct.insert(found.len());
+                }
+                assert!(found.len() >= places[before] || before == 0, "too little");
+                if before == FRAMES {
+                    break;
+                }
+            }
+            println!("{} different lengths were read", distinct.len());
+        });
     }
 }

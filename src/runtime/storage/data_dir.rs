@@ -483,12 +483,11 @@ pub(super) fn newest_super(
     for (name, found) in supers {
         match found {
             Some(Ok(found)) => {
-                if newest
-                    .as_ref()
-                    .is_none_or(|newest| newest.sequence < found.sequence)
-                {
-                    newest = Some(found.clone());
-                }
+                let is_newer = |newest: &SuperBlock| newest.sequence < found.sequence;
+                newest = match newest {
+                    Some(newest) if !is_newer(&newest) => Some(newest),
+                    _ => Some(found.clone()),
+                };
             }
             Some(Err(SuperFault::Corrupt)) => corrupt = Some(directory.join(name)),
             Some(Err(SuperFault::Version(found))) => {

@@ -35,7 +35,7 @@ pub enum LogError {
         /// The log's directory, or one file in it.
         path: PathBuf,
         /// Why.
-        source: RecoverError,
+        source: Box<RecoverError>,
         /// What to do.
         advice: &'static str,
     },
@@ -293,7 +293,7 @@ fn explain(error: RecoverError, directory: &Path, size: SegmentSize) -> LogError
     );
     LogError::Unusable {
         path,
-        source: error,
+        source: Box::new(error),
         advice,
     }
 }

@@ -16,7 +16,7 @@ use crate::session::login::{check_version, identify, welcome};
 use crate::session::{FetchRefusal, Identity, Session};
 use crate::shard::command::Append;
 use crate::shard::user::Device;
-use crate::shard::{Input, ReplyTo};
+use crate::shard::{Effect, Input, Refusal, ReplyTo};
 use crate::sim::net::{ConnId, Side};
 
 /// After how many milliseconds a refused Fetch may be repeated.
@@ -386,17 +386,12 @@ impl Core {
             unreachable!("the shard {shard:?} is of another core");
         };
         if store.shard(shard).is_none() {
-            let (code, retry_after_ms) = (RejectCode::Unavailable, DAMAGE_RETRY_MS);
-            let expected = SendNumber(0);
-            return self.answer(
-                env,
-                Mail::Rejected {
-                    reply,
-                    code,
-                    expected,
-                    retry_after_ms,
-                },
-            );
+            // As the switch does: with the shards' answers, when the sender's connection is in its place
+            // again.
+            let refusal = Refusal::Unavailable;
+            self.effects
+                .push_back((shard, Effect::Refused { reply, refusal }));
+            return;
         }
         let room = store.has_room();
         self.step(
