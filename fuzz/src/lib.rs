@@ -10,6 +10,8 @@ pub mod targets;
 pub mod log;
 #[path = "../../src/placement.rs"]
 pub mod placement;
+#[path = "../../src/planted.rs"]
+pub mod planted;
 #[path = "../../src/shard/mod.rs"]
 pub mod shard;
 #[path = "../../src/store/mod.rs"]

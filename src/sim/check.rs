@@ -35,6 +35,9 @@ use wire::Tap;
 /// Milliseconds from a message being read to its proposal at most; after that a full disk refuses it.
 const FULL_SLACK_MS: u64 = 100;
 
+/// What a salvage of one log found lost, by shard.
+type Losses = Vec<(ShardId, Vec<Loss>)>;
+
 /// What became of a message, as its program was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
@@ -164,7 +167,7 @@ pub struct Check {
     expected: Vec<Option<Model>>,
     messages: Vec<Message>,
     /// What a salvage has given up, by log, until the start behind it.
-    salvages: Vec<Option<Vec<(ShardId, Vec<Loss>)>>>,
+    salvages: Vec<Option<Losses>>,
     /// By client.
     seen: Vec<Seen>,
     taps: BTreeMap<ConnId, Tap>,

@@ -67,7 +67,7 @@ impl File {
         start.min(len)..(start + SECTOR_BYTES).min(len)
     }
 
-    fn to_medium(&mut self, sector: usize) {
+    fn reach_medium(&mut self, sector: usize) {
         let range = Self::sector_range(self.cache.len(), sector);
         if self.medium.len() < range.end {
             self.medium.resize(range.end, 0);
@@ -89,7 +89,7 @@ impl File {
         };
         for sector in std::mem::take(&mut self.dirty) {
             match fate.of_one(dice) {
-                Kept::Yes => self.to_medium(sector),
+                Kept::Yes => self.reach_medium(sector),
                 Kept::No => {}
                 Kept::Torn => {
                     let whole = Self::sector_range(self.cache.len(), sector);
@@ -379,7 +379,7 @@ impl FakeDisk {
         };
         for sector in &syncing.sectors {
             if file.dirty.remove(sector) {
-                file.to_medium(*sector);
+                file.reach_medium(*sector);
             }
         }
         if file.medium.len() < syncing.len {
@@ -396,7 +396,7 @@ impl FakeDisk {
         for sector in &syncing.sectors {
             if file.dirty.remove(sector) {
                 if dice.percent(written) {
-                    file.to_medium(*sector);
+                    file.reach_medium(*sector);
                 } else {
                     file.lost.insert(*sector);
                 }

@@ -344,7 +344,7 @@ mod tests {
     fn run(world: &mut World, net: &mut Net, id: ConnId) -> ([Vec<u8>; 2], Vec<Side>) {
         let mut got = [Vec::new(), Vec::new()];
         let mut ends = Vec::new();
-        while let Some(event) = world.next() {
+        while let Some(event) = world.next_event() {
             let Event::Net(_, to) = event else { continue };
             for (side, notice) in net.due(world, id, to) {
                 match notice {
@@ -416,7 +416,7 @@ mod tests {
             for id in ids {
                 net.send(&mut world, id, Side::Client, b"x");
             }
-            while let Some(event) = world.next() {
+            while let Some(event) = world.next_event() {
                 if let Event::Net(id, _) = event {
                     first[usize::from(id == ids[1])] += 1;
                     break;
@@ -434,7 +434,7 @@ mod tests {
         assert!(net.send(&mut world, id, Side::Switch, &[0; SOCKET_BYTES]));
         assert!(!net.send(&mut world, id, Side::Switch, &[0; 1]));
         assert!(!net.can_send(id, Side::Switch));
-        while let Some(event) = world.next() {
+        while let Some(event) = world.next_event() {
             if let Event::Net(id, to) = event {
                 net.due(&mut world, id, to);
             }
@@ -444,7 +444,7 @@ mod tests {
             net.receive(&mut world, id, Side::Client).len(),
             SOCKET_BYTES + 1
         );
-        let Some(Event::Net(_, Side::Switch)) = world.next() else {
+        let Some(Event::Net(_, Side::Switch)) = world.next_event() else {
             panic!("the sender is looked after");
         };
         assert_eq!(

@@ -142,7 +142,7 @@ impl Run {
                 self.world
                     .fail(|| format!("{EVENTS_MAX} events and no end"));
             }
-            match self.world.next() {
+            match self.world.next_event() {
                 Some(event) => self.happen(event),
                 None => self.world.fail(|| "nothing happens any more".to_owned()),
             }

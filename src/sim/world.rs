@@ -157,7 +157,7 @@ impl World {
     }
 
     /// Moves the clock to the next event.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn next_event(&mut self) -> Option<Event> {
         let Reverse(Scheduled {
             at_us,
             number,
@@ -239,11 +239,11 @@ mod tests {
         world.at(30, Event::Heal);
         world.at(10, Event::Start);
         world.at(10, Event::Fault);
-        let order: Vec<_> = std::iter::from_fn(|| world.next().map(|event| event)).collect();
+        let order: Vec<_> = std::iter::from_fn(|| world.next_event()).collect();
         assert_eq!(order, [Event::Start, Event::Fault, Event::Heal]);
         assert_eq!(world.now_us(), 30);
         world.at(5, Event::Settle);
-        world.next();
+        world.next_event();
         assert_eq!(world.now_us(), 30, "time never goes back");
     }
 

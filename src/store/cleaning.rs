@@ -198,7 +198,7 @@ impl Store {
         let slot = shard.and_then(|shard| shard.users().get(message.user).slot(message.seq));
         let bytes = slot.map_or(0, |slot| slot.bytes().cast_signed());
         let bytes = -bytes;
-        self.ledger.book([Change { position, bytes }].into_iter());
+        self.ledger.book([Change { position, bytes }]);
         true
     }
 

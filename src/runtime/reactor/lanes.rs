@@ -12,13 +12,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::hooks::SyncGate;
 use crate::placement::{LogId, Placement, ShardId};
 use crate::runtime::clock::Clock;
-use crate::runtime::storage::Files;
+use crate::runtime::storage::{Files, stop_at_once};
 use crate::runtime::stream::Sockets;
 use crate::shard::{Effect, Input, Shard};
 pub use crate::store::PENDING_BYTES_MAX;
@@ -165,7 +164,7 @@ impl Lanes {
             unreachable!("no log has number {job}");
         };
         if let Err(errno) = result {
-            stop_at_once(job, &std::io::Error::from_raw_os_error(errno));
+            stop_at_once(&job, &std::io::Error::from_raw_os_error(errno));
         }
         let lane = &mut self.lanes[index];
         for buffer in buffers {
@@ -252,15 +251,4 @@ impl Lanes {
     pub(super) fn can_launch(&self) -> bool {
         self.lanes.iter().any(|lane| lane.store.can_flush())
     }
-}
-
-/// Says that a log is lost and ends the process. When a disk goes, several logs fail at the same
-/// moment, each on its own core: the first one speaks, the others wait for the end.
-fn stop_at_once(log: u64, error: &std::io::Error) -> ! {
-    static SAID: AtomicBool = AtomicBool::new(false);
-    while SAID.swap(true, Ordering::Relaxed) {
-        std::thread::park();
-    }
-    tracing::error!(log, %error, "a log write or sync failed; the process stops here because what is on disk is unknown; check the disk, then start again");
-    std::process::abort()
 }

@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use crate::log::{Harvest, SegmentSize, harvest};
 
+use super::fatal::{is_lost, stop_at_once};
 use super::limits::CHECKPOINT_SYNC_BYTES;
 use super::mmap::SegmentMap;
 use super::record::{self, Step};
@@ -169,6 +170,9 @@ impl Worker {
             Task::Begin { .. } | Task::Chunk { .. } | Task::End => {
                 let result = self.write(task);
                 if let Err(error) = &result {
+                    if is_lost(error) {
+                        stop_at_once(&self.places.checkpoints.display(), error);
+                    }
                     let path = self.places.checkpoints.display();
                     warn!(%path, %error, "a checkpoint could not be written; the log keeps what it would replace, and another is tried soon");
                     self.checkpoint = None;

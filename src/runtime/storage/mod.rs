@@ -15,6 +15,7 @@
 mod blocking;
 mod data_dir;
 mod data_view;
+mod fatal;
 mod files;
 mod keeper;
 mod limits;
@@ -30,6 +31,7 @@ pub use crate::log::Space;
 pub use blocking::BlockingLog;
 pub use data_dir::{DataDir, DataDirError, Format, Upkeep};
 pub use data_view::{Access, DataView, SuperState};
+pub use fatal::stop_at_once;
 pub use files::{FileWrite, Files, ReadError};
 pub use limits::{BLOCK_BYTES, LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
 pub(super) use mmap::SegmentMap;

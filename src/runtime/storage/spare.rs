@@ -26,6 +26,7 @@ use tracing::{info, warn};
 use crate::log::SegmentSize;
 use crate::log::limits::{SEGMENT_HEADER_BYTES, SPARES};
 
+use super::fatal::{is_lost, stop_at_once};
 use super::limits::{SPARE_RETRY_MS, SPARE_RETRY_MS_MAX, ZERO_SYNC_BYTES, ZERO_WRITE_BYTES};
 use super::mmap::{SegmentMap, reserve};
 use super::record::{self, Step};
@@ -210,6 +211,7 @@ impl Worker {
                 self.shared.failing.store(false, Ordering::Relaxed);
                 let _ = self.ready.send(spare); // the log is gone: so is the thread, next
             }
+            Err(error) if is_lost(&error) => stop_at_once(&self.directory.display(), &error),
             Err(_) if self.shared.stop.load(Ordering::Relaxed) => return,
             Err(error) => {
                 if self.retry_ms == 0 {

@@ -6,7 +6,8 @@
 //! same ones.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+
+use crossbeam_channel::{Sender, unbounded};
 
 use super::logs::{Rig, body, shard, user};
 use super::*;
@@ -26,62 +27,60 @@ const UPKEEP: Upkeep = Upkeep {
 const USERS: u64 = 6;
 const STEPS: u64 = 600;
 
-/// The steps as the model wants them, and the names that its files have.
+/// Numbers the files that steps name, and turns the steps into those that the model wants.
 #[derive(Default)]
-#[expect(
-    clippy::disallowed_types,
-    reason = "several threads of the storage are heard"
-)]
-struct Recording(Arc<Mutex<(Vec<Event>, BTreeMap<PathBuf, u64>)>>);
-
-fn take(events: &mut Vec<Event>, files: &mut BTreeMap<PathBuf, u64>, path: &Path, step: Step<'_>) {
-    let path = path.to_owned();
-    let next = 1 + events.len() as u64;
-    match step {
-        Step::SyncDirBegins => return events.push(Event::SyncDirBegins { path }),
-        Step::DirSynced => return events.push(Event::DirSynced { path }),
-        Step::Rename(to) => {
-            let to = path.with_file_name(to.file_name().unwrap());
-            if let Some(file) = files.remove(&path) {
-                files.insert(to.clone(), file);
-            }
-            return events.push(Event::Rename { from: path, to });
-        }
-        Step::Unlink => {
-            files.remove(&path);
-            return events.push(Event::Unlink { path });
-        }
-        Step::Create if !files.contains_key(&path) => {
-            files.insert(path.clone(), next);
-            return events.push(Event::Create { file: next, path });
-        }
-        _ => {}
-    }
-    let file = *files.entry(path.clone()).or_insert_with(|| {
-        events.push(Event::Open { file: next, path });
-        next
-    });
-    match step {
-        Step::Create => events.push(Event::SetLen { file, len: 0 }),
-        Step::Write(offset, bytes) => events.push(Event::Write {
-            file,
-            offset,
-            bytes: bytes.to_vec(),
-        }),
-        Step::Zeros(len) => events.push(Event::SetLen { file, len }),
-        Step::SyncBegins => events.push(Event::SyncBegins { file }),
-        _ => events.push(Event::Synced { file }),
-    }
+struct Names {
+    files: BTreeMap<PathBuf, u64>,
+    last: u64,
 }
 
-impl Recording {
-    fn told(&self, what: u64) {
-        self.0.lock().unwrap().0.push(Event::Told(what));
+impl Names {
+    fn take(&mut self, path: &Path, step: Step<'_>, events: &Sender<Event>) {
+        let path = path.to_owned();
+        let tell = |event| events.send(event).unwrap();
+        match step {
+            Step::SyncDirBegins => return tell(Event::SyncDirBegins { path }),
+            Step::DirSynced => return tell(Event::DirSynced { path }),
+            Step::Rename(to) => {
+                let to = path.with_file_name(to.file_name().unwrap());
+                if let Some(file) = self.files.remove(&path) {
+                    self.files.insert(to.clone(), file);
+                }
+                return tell(Event::Rename { from: path, to });
+            }
+            Step::Unlink => {
+                self.files.remove(&path);
+                return tell(Event::Unlink { path });
+            }
+            _ => {}
+        }
+        let known = self.files.get(&path).copied();
+        let file = known.unwrap_or_else(|| {
+            self.last += 1;
+            self.files.insert(path.clone(), self.last);
+            self.last
+        });
+        match (step, known) {
+            (Step::Create, None) => return tell(Event::Create { file, path }),
+            (_, None) => tell(Event::Open { file, path }),
+            (_, Some(_)) => {}
+        }
+        tell(match step {
+            Step::Create => Event::SetLen { file, len: 0 },
+            Step::Write(offset, bytes) => Event::Write {
+                file,
+                offset,
+                bytes: bytes.to_vec(),
+            },
+            Step::Zeros(len) => Event::SetLen { file, len },
+            Step::SyncBegins => Event::SyncBegins { file },
+            _ => Event::Synced { file },
+        });
     }
 }
 
 /// Random traffic with checkpoints, rotations and cleaning; `Told` names each accepted message.
-fn live(rig: &mut Rig, recording: &Recording, dice: &mut Dice) -> Vec<(u64, u64)> {
+fn live(rig: &mut Rig, events: &Sender<Event>, dice: &mut Dice) -> Vec<(u64, u64)> {
     let mut sent = Vec::new();
     let mut heads = [0; USERS as usize];
     for which in 0..USERS / 2 {
@@ -93,7 +92,7 @@ fn live(rig: &mut Rig, recording: &Recording, dice: &mut Dice) -> Vec<(u64, u64)
         heads[which as usize] += 1;
         let n = heads[which as usize];
         rig.send(which, n, [0, 3_000, 60_000][dice.below(3) as usize]);
-        recording.told(sent.len() as u64);
+        events.send(Event::Told(sent.len() as u64)).unwrap();
         sent.push((which, n));
         if which < USERS / 2 && dice.chance(70) {
             let (name, device) = (user(rig.key, which), "phone");
@@ -119,17 +118,13 @@ fn a_power_cut_at_any_moment_loses_nothing_accepted_and_invents_nothing() {
     let mut rig = Rig::open_with(&data_dir, UPKEEP).unwrap();
     rig.log.run_until(|log| log.files.spares() == 2).unwrap();
     let start = model::read(temp.path());
-    let recording = Recording::default();
-    let heard = Arc::clone(&recording.0);
+    let (events, recorded) = unbounded();
+    let (heard, mut names) = (events.clone(), Names::default());
     let listening = listen(
         temp.path(),
-        Box::new(move |path, step| {
-            let mut heard = heard.lock().unwrap();
-            let (events, files) = &mut *heard;
-            take(events, files, path, step);
-        }),
+        Box::new(move |path, step| names.take(path, step, &heard)),
     );
-    let sent = live(&mut rig, &recording, &mut dice);
+    let sent = live(&mut rig, &events, &mut dice);
     let status = rig.log.store.status();
     assert!(
         status.removed_segments > 1 && status.checkpoint.is_some(),
@@ -138,7 +133,8 @@ fn a_power_cut_at_any_moment_loses_nothing_accepted_and_invents_nothing() {
     drop(rig);
     drop(listening);
     drop(data_dir);
-    let events = std::mem::take(&mut recording.0.lock().unwrap().0);
+    drop(events);
+    let events: Vec<Event> = recorded.iter().collect();
     for _ in 0..cuts {
         let count = dice.below(events.len() as u64 + 1) as usize;
         let seed = dice.next();
