@@ -187,6 +187,12 @@ mod tests {
         assert!(refused("iris token --user a --device dev\u{1}ce").contains("printable ASCII"));
         assert!(refused("iris token --user a --ttl 25h").contains("24h"));
         assert!(refused("iris token --user a --key f").contains("--kid"));
+        assert!(refused("iris log salvage --confirm x").contains("--set-aside"));
+        assert!(refused("iris log salvage --set-aside --log 1").contains("cannot be used with"));
+        assert!(refused("iris log dump --checkpoint --bodies").contains("cannot be used with"));
+        assert!(refused("iris log dump --from-lsn 0xg").contains("position"));
+        assert!(refused("iris backup").contains("--to"));
+        assert!(refused("iris restore").contains("--from"));
         assert!(refused("iris completions dos").contains("possible values"));
         assert!(refused("iris frobnicate").contains("unrecognized"));
     }

@@ -117,12 +117,21 @@ fn text(listing: &Listing, data: &str) -> String {
                  Or restore a backup. Nothing was changed.\n"
             );
         }
+        None if listing.entries > 0 || has_damaged_shards(listing) => text.push_str(
+            "\nThis is one log; list all of them, without --log, to set aside what is lost. Nothing was \
+             changed.\n",
+        ),
         None => text.push_str(
             "\nNo inbox has lost anything, so there is nothing to set aside: start the switch, and its \
              next checkpoint leaves the damaged places behind. Nothing was changed.\n",
         ),
     }
     text.trim_end().to_owned()
+}
+
+fn has_damaged_shards(listing: &Listing) -> bool {
+    let mut logs = listing.logs.iter();
+    logs.any(|log| !log.shards_damaged.is_empty())
 }
 
 fn log_text(log: &LogListing, text: &mut String) {
@@ -165,4 +174,61 @@ fn loss(lost: &Lost) -> String {
         "{certainty}: {entries} of {} (shard {})",
         lost.user, lost.shard
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listing(lost: Vec<Lost>, confirm: Option<&str>) -> Listing {
+        Listing {
+            data: "iris-data".to_owned(),
+            sound: false,
+            entries: lost.iter().map(|lost| lost.last - lost.first + 1).sum(),
+            users: lost.len() as u64,
+            confirm: confirm.map(str::to_owned),
+            logs: vec![LogListing {
+                log: 1,
+                unusable: None,
+                shards_damaged: Vec::new(),
+                segments_damaged: vec!["log-01/0000000000000000.seg".to_owned()],
+                losses: lost,
+            }],
+        }
+    }
+
+    fn lost(user: &str, first: u64, last: u64, proven: bool) -> Lost {
+        Lost {
+            shard: 9,
+            user: user.to_owned(),
+            first,
+            last,
+            proven,
+        }
+    }
+
+    #[test]
+    fn every_loss_is_a_line_and_the_command_to_go_on_comes_last() {
+        let losses = vec![lost("ben", 3, 3, true), lost("eve", 7, 9, false)];
+        let phrase = "set aside 4 entries of 2 users";
+        let text = text(&listing(losses, Some(phrase)), "'my data'");
+        for wanted in [
+            "iris-data: 4 entries of 2 users are lost\n\nlog 1\n",
+            "  log-01/0000000000000000.seg is damaged\n",
+            "  proven: entry 3 of ben (shard 9)\n",
+            "  possible: entries 7 to 9 of eve (shard 9)\n",
+            "--data 'my data' --set-aside --confirm 'set aside 4 entries of 2 users'\n",
+        ] {
+            assert!(text.contains(wanted), "{wanted} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn without_a_loss_or_with_one_log_no_command_is_offered() {
+        let nothing = text(&listing(vec![], None), "d");
+        assert!(nothing.contains("nothing to set aside"), "{nothing}");
+        let one_log = text(&listing(vec![lost("ben", 3, 3, true)], None), "d");
+        assert!(one_log.contains("without --log"), "{one_log}");
+        assert!(!(nothing + &one_log).contains("--confirm"));
+    }
 }

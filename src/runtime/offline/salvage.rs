@@ -70,7 +70,8 @@ pub struct Listing {
     pub entries: u64,
     /// Users whose entries these are.
     pub users: u64,
-    /// What a person must say to set them aside; `None`: there is nothing to be set aside.
+    /// What a person must say to set them aside; `None`: there is nothing to be set aside, or only one log
+    /// was looked at.
     pub confirm: Option<String>,
     /// The logs.
     pub logs: Vec<LogListing>,
@@ -125,11 +126,11 @@ pub fn list(view: &DataView, only: Option<u32>) -> Result<Listing, OfflineError>
         view.forget_cache(log)?;
         found.push((log, judge(view.path(), view.super_block(), log)?));
     }
-    Ok(listing(
-        view.path(),
-        view.super_block().segment_size,
-        &found,
-    ))
+    let mut listing = listing(view.path(), view.super_block().segment_size, &found);
+    if only.is_some() {
+        listing.confirm = None; // all logs are set aside at once
+    }
+    Ok(listing)
 }
 
 /// What a salvage of one log gives, or why nothing can be said.
