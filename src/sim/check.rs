@@ -75,6 +75,8 @@ pub struct Seen {
     pub user: String,
     /// The device's name.
     pub device: String,
+    /// It receives.
+    pub has_inbox: bool,
     /// It had a session.
     pub known: bool,
     /// Everything up to here arrived.
@@ -209,12 +211,13 @@ impl Check {
         key: HashKey,
         placement: Placement,
         bounds: Bounds,
-        people: &[(usize, String)],
+        people: &[(usize, String, bool)],
     ) -> Self {
         let logs = usize::from(placement.logs());
-        let seen = people.iter().map(|(user, device)| Seen {
+        let seen = people.iter().map(|(user, device, has_inbox)| Seen {
             user: user_name(*user),
             device: device.clone(),
+            has_inbox: *has_inbox,
             known: false,
             upto: 0,
             acked: 0,
@@ -308,7 +311,10 @@ impl Check {
             SendFailure::Refused { .. } | SendFailure::NotSent => Fate::Refused,
         };
         self.counts.refused += 1;
-        if message.fate == Fate::Refused && message.stored.is_some() {
+        // The first message of a stream that was forgotten counts as new when it is repeated.
+        let may_repeat = self.damage.may_lose(no) || world.clock_was_set;
+        let is_stored = message.stored.is_some() && !may_repeat;
+        if message.fate == Fate::Refused && is_stored {
             world.fail(|| format!("message {no} was told to be stored nowhere ({reason})"));
         }
     }
@@ -330,7 +336,8 @@ impl Check {
         }
         for (no, seq, read_ms) in std::mem::take(&mut self.models[log].news) {
             self.stored(world, no, seq);
-            if self.full_since_ms[log].is_some_and(|full_ms| read_ms > full_ms + FULL_SLACK_MS) {
+            let full_ms = self.full_since_ms[log].filter(|_| !world.clock_was_set);
+            if full_ms.is_some_and(|full_ms| read_ms > full_ms + FULL_SLACK_MS) {
                 world.fail(|| format!("message {no} was taken by log {log}, whose disk is full"));
             }
         }
@@ -339,26 +346,27 @@ impl Check {
     /// The store of a log was told that there is room for a further segment, or none.
     pub fn room(&mut self, world: &World, log: usize, has_room: bool) {
         let since = &mut self.full_since_ms[log];
-        *since = (!has_room).then(|| since.unwrap_or(world.unix_ms()));
+        // Messages are dated by the wall clock.
+        let is_full = !has_room && !world.clock_was_set;
+        *since = is_full.then(|| since.unwrap_or(world.unix_ms()));
     }
 
     fn stored(&mut self, world: &mut World, no: MessageNo, seq: u64) {
         let Some(message) = self.messages.get_mut(no as usize) else {
             return world.fail(|| format!("message {no} is stored and nobody sent it"));
         };
-        let is_again = message
-            .stored
-            .replace(seq)
-            .filter(|_| !self.damage.may_lose(no));
-        if let Some(before) = is_again {
+        let before = message.stored.replace(seq);
+        // What is lost may come again, and so may what was first of a stream that was forgotten since.
+        let may_repeat = self.damage.may_lose(no) || world.clock_was_set;
+        if let Some(before) = before.filter(|_| !may_repeat) {
             world.fail(|| format!("message {no} is stored twice, as seq {before} and {seq}"));
         }
-        if message.fate == Fate::Refused {
+        if message.fate == Fate::Refused && !may_repeat {
             world.fail(|| format!("message {no} is stored, and its sender was told it is not"));
         }
         let stream = (message.client, message.to);
         let last = self.last_stored.insert(stream, no);
-        if last.is_some_and(|last| last >= no) && !self.damage.may_lose(no) {
+        if last.is_some_and(|last| last >= no) && !may_repeat {
             world.fail(|| format!("message {no} is stored behind {last:?} of the same device"));
         }
     }
@@ -464,7 +472,12 @@ impl Check {
     /// What keeps the world from having settled, if anything does.
     #[must_use]
     pub fn unsettled(&self) -> Option<String> {
-        for (client, seen) in self.seen.iter().enumerate() {
+        let receiving = self
+            .seen
+            .iter()
+            .enumerate()
+            .filter(|(_, seen)| seen.has_inbox);
+        for (client, seen) in receiving {
             let inbox = self.model_of(&seen.user).inboxes.get(&seen.user);
             let head = inbox.map_or(0, super::model::Inbox::head);
             if !seen.known || seen.upto != head {
@@ -494,7 +507,7 @@ impl Check {
         for (no, message) in self.messages.iter().enumerate() {
             let wrong = match message.fate {
                 Fate::Accepted => message.stored.is_none(),
-                Fate::Refused => message.stored.is_some(),
+                Fate::Refused => message.stored.is_some() && !self.damage.may_lose(no as MessageNo),
                 Fate::Waiting | Fate::InDoubt => false,
             };
             if wrong {

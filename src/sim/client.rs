@@ -42,6 +42,8 @@ pub struct Habits {
     pub away_max_us: u64,
     /// Of a hundred restarts so many find their file gone.
     pub forget_percent: u64,
+    /// It only sends: it has no inbox.
+    pub send_only: bool,
 }
 
 /// One device.
@@ -128,7 +130,7 @@ impl Client {
             device: Some(device),
             resume_after: self.kept.map(Seq),
             cluster: None,
-            send_only: false,
+            send_only: self.habits.send_only,
             seed: around.world.dice.roll(),
             backoff: Backoff {
                 base_ms: 20,
@@ -412,6 +414,7 @@ impl Client {
         let id = self.id;
         let world = &mut *around.world;
         match happened {
+            Happened::Welcomed(_) if self.habits.send_only => {}
             Happened::Welcomed(welcome) => {
                 around.check.welcomed(world, id, self.asked, &welcome);
                 self.position = Some(welcome.cursor.0);
@@ -483,7 +486,8 @@ impl Client {
                     .world
                     .fail(|| format!("client {id}: the switch broke the protocol: {what}"));
             }
-            Disconnect::NewEpoch if around.check.damage.was_salvaged() => {}
+            Disconnect::NewEpoch
+                if around.check.damage.was_salvaged() || around.world.clock_was_set => {}
             Disconnect::NewEpoch => {
                 around
                     .world

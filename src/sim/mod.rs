@@ -90,6 +90,8 @@ pub struct Faults {
     pub full: u64,
     /// A bit rots.
     pub rot: u64,
+    /// The wall clock is set to another day.
+    pub clock: u64,
     /// What rotted is set aside.
     pub salvage: u64,
     /// Nothing.
@@ -117,6 +119,7 @@ impl Weather {
             sever: often(dice, 30, 5),
             full: often(dice, 30, 10),
             rot: often(dice, 25, 15),
+            clock: often(dice, 15, 5),
             salvage: often(dice, 50, 10),
             nothing: 3,
         };
@@ -163,6 +166,7 @@ impl Weather {
                 cut_percent: *dice.pick(&[0, 1, 5]),
                 away_max_us: *dice.pick(&[200_000, 5_000_000]),
                 forget_percent: *dice.pick(&[0, 10, 50]),
+                send_only: false,
             },
         }
     }
@@ -175,6 +179,7 @@ impl Habits {
         Self {
             prompt_percent: *dice.pick(&[0, 5, 50, 100]),
             acknowledges: dice.percent(85),
+            send_only: dice.percent(8),
             ..self
         }
     }

@@ -16,6 +16,9 @@ use crate::log::{
     records,
 };
 use crate::shard::command::{self, Append, Command};
+use crate::shard::pairs::PAIR_IDLE_DAYS;
+
+const MS_PER_DAY: u64 = 24 * 60 * 60 * 1_000;
 
 /// A message, by its number in the order in which programs handed them over.
 pub type MessageNo = u32;
@@ -119,8 +122,10 @@ pub struct Model {
     pub applied: BTreeMap<u16, u64>,
     /// The inboxes of the users of this log.
     pub inboxes: BTreeMap<String, Inbox>,
-    /// The last number of each stream.
-    pub streams: BTreeMap<Stream, u64>,
+    /// The last number of each stream, and the day on which it came.
+    pub streams: BTreeMap<Stream, (u64, u64)>,
+    /// The latest day of any entry of each shard.
+    pub days: BTreeMap<u16, u64>,
     /// Frames read.
     pub frames: u64,
     /// Up to here some durable frame says that the log is durable.
@@ -165,6 +170,7 @@ impl Model {
             applied: BTreeMap::new(),
             inboxes: BTreeMap::new(),
             streams: BTreeMap::new(),
+            days: BTreeMap::new(),
             frames: 0,
             watermark: 0,
             news: Vec::new(),
@@ -263,10 +269,13 @@ impl Model {
             ));
         }
         *applied = record.index;
+        let day = record.a / MS_PER_DAY;
+        let latest = self.days.entry(record.shard).or_insert(0);
+        *latest = day.max(*latest);
         for item in items(payload) {
             let (_, bytes) = item.map_err(|error| error.to_string())?;
             match command::decode(bytes).map_err(|error| error.to_string())? {
-                Command::Append(append) => self.append(&append)?,
+                Command::Append(append) => self.append(&append, record.shard, day)?,
                 Command::Register { user, device } => self.inbox(user).register(device),
                 Command::Cursor { user, device, seq } => {
                     let entries_max = self.inbox_entries_max;
@@ -279,6 +288,13 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// Whether a shard may have forgotten a stream that was last used on that day.
+    #[must_use]
+    pub fn may_forget(&self, shard: u16, since: u64) -> bool {
+        let latest = self.days.get(&shard).copied().unwrap_or(0);
+        latest > since + u64::from(PAIR_IDLE_DAYS)
     }
 
     fn inbox(&mut self, user: &str) -> &mut Inbox {
@@ -294,7 +310,7 @@ impl Model {
             .unwrap_or_else(|| unreachable!("it was just put there"))
     }
 
-    fn append(&mut self, append: &Append<'_>) -> Result<(), Fault> {
+    fn append(&mut self, append: &Append<'_>, shard: u16, day: u64) -> Result<(), Fault> {
         let no = message_no(&append.id.0)
             .ok_or_else(|| format!("a message that nobody sent is stored for {}", append.to))?;
         let stream = (
@@ -303,14 +319,16 @@ impl Model {
             append.epoch.0,
             append.to.to_owned(),
         );
-        let last = self.streams.entry(stream).or_insert(0);
-        if append.n.0 != *last + 1 {
+        let (last, since) = self.streams.get(&stream).copied().unwrap_or((0, day));
+        // A stream that was idle for long may be forgotten; then it begins again, if it does.
+        let begins_again = append.n.0 == 1 && self.may_forget(shard, since);
+        if append.n.0 != last + 1 && !begins_again {
             return Err(format!(
                 "message {no} is number {} of its stream and stands behind number {last}",
                 append.n.0
             ));
         }
-        *last = append.n.0;
+        self.streams.insert(stream, (append.n.0, day));
         let inbox = self.inbox(append.to);
         if append.seq.0 != inbox.head() + 1 {
             return Err(format!(

@@ -98,6 +98,7 @@ struct Core {
     stores: Vec<(usize, Store)>,
     connections: BTreeMap<ConnId, Box<Connection>>,
     sessions: BTreeMap<(ShardId, UserSlot), Vec<ConnId>>,
+    senders: BTreeMap<(u64, u64), ConnId>,
     dirty: Vec<ConnId>,
     retry: Vec<ConnId>,
     congested: Vec<ConnId>,

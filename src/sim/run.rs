@@ -100,7 +100,7 @@ impl Run {
             for device in 0..dice.range(1, weather.devices_max) {
                 let name = format!("device-{device}");
                 let habits = weather.habits.of_one(&mut dice);
-                people.push((user, name.clone()));
+                people.push((user, name.clone(), !habits.send_only));
                 clients.push(Client::new(
                     clients.len(),
                     user,
@@ -326,6 +326,7 @@ impl Run {
             faults.full,
             faults.rot,
             faults.salvage,
+            faults.clock,
             faults.nothing,
         ];
         let mut roll = self.world.dice.below(weights.iter().sum());
@@ -353,6 +354,12 @@ impl Run {
             Some(4) => self.change_capacity(),
             Some(5) => self.rot(),
             Some(6) => self.salvage(),
+            Some(7) => {
+                self.world.unix_ahead_ms = self.world.dice.below(40 * 24 * 60 * 60 * 1_000);
+                self.world.clock_was_set = true;
+                let unix_ms = self.world.unix_ms();
+                self.world.note(|| format!("the clock shows {unix_ms} ms"));
+            }
             _ => {}
         }
     }

@@ -99,6 +99,8 @@ pub struct World {
     pub dice: Dice,
     /// Milliseconds that the wall clock is ahead of the simulated one.
     pub unix_ahead_ms: u64,
+    /// The wall clock was set.
+    pub clock_was_set: bool,
     lines_max: usize,
     lines: VecDeque<String>,
     failure: Option<String>,
@@ -116,6 +118,7 @@ impl World {
             fingerprint: 0xcbf2_9ce4_8422_2325,
             dice: Dice::new(seed),
             unix_ahead_ms: 0,
+            clock_was_set: false,
             lines_max,
             lines: VecDeque::new(),
             failure: None,

@@ -314,6 +314,9 @@ impl Core {
         if user.is_some_and(|user| !self.replace_older(shard, user, &identity.device, at)) {
             return self.leave(connection, GoodbyeReason::Replaced, 0);
         }
+        if identity.send_only && !self.replace_older_sender(connection.id, &identity, at) {
+            return self.leave(connection, GoodbyeReason::Replaced, 0);
+        }
         let inbox = user.zip(self.lanes.shard(shard));
         let (head, oldest, cursor) = inbox.map_or((Seq(0), Seq(1), Seq(0)), |(slot, shard)| {
             let user = shard.users().get(slot);

@@ -246,24 +246,26 @@ impl Check {
     }
 
     fn compare_streams(&self, id: ShardId, model: &Model, shard: &Shard) -> Result<(), String> {
-        let mut streams = 0;
-        for ((from, device, epoch, to), last) in &model.streams {
+        let (mut streams, mut forgotten) = (0, 0);
+        for ((from, device, epoch, to), (last, since)) in &model.streams {
             if self.shard_of(to) != id {
                 continue;
             }
             streams += 1;
             let pair = Fingerprint::of(self.key, from, device, SendEpoch(*epoch), to);
             let known = shard.pairs().last(pair).0;
-            if known != *last {
+            if known == 0 && model.may_forget(id.0, *since) {
+                forgotten += 1;
+            } else if known != *last {
                 return Err(format!(
                     "number {last} of {from}/{device} to {to} is durable, {known} is remembered"
                 ));
             }
         }
-        if streams != shard.pairs().len() {
+        let known = shard.pairs().len();
+        if known != streams - forgotten {
             return Err(format!(
-                "{} streams remembered, {streams} durable",
-                shard.pairs().len()
+                "{known} streams remembered, {streams} durable, {forgotten} forgotten"
             ));
         }
         Ok(())

@@ -90,7 +90,7 @@ impl Check {
             }
             let pair = Fingerprint::of(self.key, from, device, SendEpoch(*epoch), to);
             let known = shard.pairs().last(pair).0;
-            *last = known.min(*last);
+            last.0 = known.min(last.0);
             known > 0
         });
         Ok(())

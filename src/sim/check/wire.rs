@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use iris_proto::client::SEND_ONLY;
 use iris_proto::frame::Decoder;
 use iris_proto::limits::{FRAME_BYTES_MAX, WINDOW_ENTRIES_MAX};
 use iris_proto::v2::GoodbyeReason;
@@ -71,7 +72,8 @@ impl Check {
                     tap.acked = tap.acked.max(seq);
                 }
                 Ok(ClientFrameRef::Hello(hello)) => {
-                    tap.asked = hello.resume_after;
+                    let is_send_only = hello.capabilities.iter().any(|name| name == SEND_ONLY);
+                    tap.asked = hello.resume_after.filter(|_| !is_send_only);
                     let (user, device, after) = (hello.token, hello.device, hello.resume_after);
                     world.note(|| format!("{id:?} hello {user}/{device} after {after:?}"));
                 }

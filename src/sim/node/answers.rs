@@ -9,6 +9,7 @@ use super::connection::{Connection, State};
 use super::inbound::reject;
 use super::{CLOSING_MAX_US, Core, DAMAGE_RETRY_MS, DISK_RETRY_MS, Env, Mail};
 use crate::placement::ShardId;
+use crate::session::Identity;
 use crate::shard::user::UserSlot;
 use crate::shard::{Effect, Refusal, ReplyTo};
 use crate::sim::net::{ConnId, Side};
@@ -153,6 +154,29 @@ impl Core {
         true
     }
 
+    /// A session that only sends replaces none but an older connection of the same send epoch.
+    pub(super) fn replace_older_sender(
+        &mut self,
+        env: &mut Env<'_>,
+        id: ConnId,
+        identity: &Identity,
+        at_us: u64,
+    ) -> bool {
+        let key = (identity.hash.0, identity.epoch.0);
+        if let Some(other) = self.senders.get(&key).copied() {
+            let live = self
+                .connections
+                .get_mut(&other)
+                .and_then(|connection| connection.live());
+            if live.is_some_and(|live| live.at_us > at_us) {
+                return false;
+            }
+            self.say_goodbye(env, other, GoodbyeReason::Replaced, 0);
+        }
+        self.senders.insert(key, id);
+        true
+    }
+
     pub(super) fn mark_dirty(&mut self, connection: &mut Connection) {
         if !std::mem::replace(&mut connection.dirty, true) {
             self.dirty.push(connection.id);
@@ -219,6 +243,11 @@ impl Core {
             return;
         };
         self.propose_cursor(env, live);
+        let identity = &live.session.identity;
+        let sender = (identity.hash.0, identity.epoch.0);
+        if identity.send_only && self.senders.get(&sender) == Some(&id) {
+            self.senders.remove(&sender);
+        }
         let Some(user) = live.user else { return };
         let key = (live.shard, user);
         if let Some(sessions) = self.sessions.get_mut(&key) {

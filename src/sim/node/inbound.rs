@@ -12,6 +12,7 @@ use super::{
 };
 use crate::auth::Claims;
 use crate::placement::ShardId;
+use crate::planted::{self, Bug};
 use crate::session::login::{check_version, identify, welcome};
 use crate::session::{FetchRefusal, Identity, Session};
 use crate::shard::command::Append;
@@ -282,6 +283,10 @@ impl Core {
         let slot = users.and_then(|users| users.find(identity.user.as_str(), identity.hash));
         let user = slot.filter(|_| !identity.send_only);
         if user.is_some_and(|user| !self.replace_older(env, shard, user, &identity.device, at_us)) {
+            return self.leave(env, connection, GoodbyeReason::Replaced, 0);
+        }
+        let is_sender = identity.send_only && !planted::is(Bug::SenderNotReplaced);
+        if is_sender && !self.replace_older_sender(env, connection.id, &identity, at_us) {
             return self.leave(env, connection, GoodbyeReason::Replaced, 0);
         }
         let (head, oldest, cursor) = match (user, self.shard(shard)) {

@@ -136,6 +136,7 @@ impl Node {
             stores: Vec::new(),
             connections: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            senders: BTreeMap::new(),
             dirty: Vec::new(),
             retry: Vec::new(),
             congested: Vec::new(),
