@@ -53,9 +53,9 @@ impl Flood {
         }
     }
 
-    /// Sends to one user until it is accepted.
+    /// Sends to one user until it is accepted. A busy disk takes its time to sync a segment's zeros.
     fn until_accepted(&mut self, to: usize) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + 3 * PATIENCE;
         loop {
             self.send(to);
             match self.ann.next() {
