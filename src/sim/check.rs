@@ -173,8 +173,8 @@ pub struct Check {
     /// By client.
     seen: Vec<Seen>,
     taps: BTreeMap<ConnId, Tap>,
-    /// The last message stored from a client for a user.
-    last_stored: BTreeMap<(usize, usize), MessageNo>,
+    /// The last message stored from a client for a user; of one that only sends, in each life.
+    last_stored: BTreeMap<(usize, u32, usize), MessageNo>,
     /// What was done to the disks that a switch cannot be blamed for.
     pub damage: Damage,
     /// What happened.
@@ -364,7 +364,9 @@ impl Check {
         if message.fate == Fate::Refused && !may_repeat {
             world.fail(|| format!("message {no} is stored, and its sender was told it is not"));
         }
-        let stream = (message.client, message.to);
+        let has_inbox = self.seen[message.client].has_inbox;
+        let life = if has_inbox { 0 } else { message.life };
+        let stream = (message.client, life, message.to);
         let last = self.last_stored.insert(stream, no);
         if last.is_some_and(|last| last >= no) && !may_repeat {
             world.fail(|| format!("message {no} is stored behind {last:?} of the same device"));
@@ -507,7 +509,10 @@ impl Check {
         for (no, message) in self.messages.iter().enumerate() {
             let wrong = match message.fate {
                 Fate::Accepted => message.stored.is_none(),
-                Fate::Refused => message.stored.is_some() && !self.damage.may_lose(no as MessageNo),
+                Fate::Refused => {
+                    let may_repeat = self.damage.may_lose(no as MessageNo) || world.clock_was_set;
+                    message.stored.is_some() && !may_repeat
+                }
                 Fate::Waiting | Fate::InDoubt => false,
             };
             if wrong {
