@@ -49,7 +49,7 @@ struct Running {
 /// Checkpoints there are, and the one in the making.
 #[derive(Debug)]
 pub(super) struct Checkpointing {
-    /// One or two, oldest first.
+    /// One or two, oldest first; more after a start that found more.
     kept: Vec<Kept>,
     running: Option<Running>,
     retry_at_us: u64,

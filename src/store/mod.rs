@@ -184,6 +184,10 @@ pub struct Status {
     pub used_bytes: u64,
     /// Bytes of messages that inboxes refer to.
     pub live_bytes: u64,
+    /// Bytes of those segments that a replay may need, which stay whatever is live in them.
+    pub replay_bytes: u64,
+    /// Bytes of messages in these that inboxes refer to.
+    pub replay_live_bytes: u64,
     /// Position of the newest checkpoint.
     pub checkpoint: Option<u64>,
     /// Checkpoints that could not be written, since the start.
@@ -293,6 +297,8 @@ impl Store {
     /// What there is to say of it.
     #[must_use]
     pub fn status(&self) -> Status {
+        let replay_from = self.setup.size.index_of(self.checkpointing.keep_from());
+        let (replay_bytes, replay_live_bytes) = self.ledger.since(replay_from);
         Status {
             end: self.writer.end(),
             durable: self.writer.durable_end(),
@@ -300,6 +306,8 @@ impl Store {
             segments: self.ledger.segments(),
             used_bytes: self.ledger.used_total(),
             live_bytes: self.ledger.live_total(),
+            replay_bytes,
+            replay_live_bytes,
             checkpoint: self.checkpointing.newest(),
             checkpoint_failures: self.checkpointing.failures(),
             moved_bytes: self.cleaning.moved_bytes,

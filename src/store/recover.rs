@@ -255,22 +255,19 @@ pub(super) fn begin(setup: &Setup, found: &Found<'_>) -> Result<Beginning, Recov
     for (nth, (lsn, bytes)) in found.checkpoints.iter().enumerate().rev() {
         match load(setup, *lsn, bytes) {
             Ok((shards, header)) => {
-                // An older one is kept as the second choice if there is one, else the log's beginning.
-                let before = found.checkpoints[..nth].last();
-                let older = before.map(|(lsn, bytes)| Kept {
+                // The one before it is the second choice, else the log's beginning. There are more when
+                // their removal did not last; they go with the next checkpoint.
+                let kept = found.checkpoints[..=nth].iter().map(|(lsn, bytes)| Kept {
                     lsn: *lsn,
                     bytes: bytes.len() as u64,
                 });
-                let origin = has_origin.then_some(Kept { lsn: 0, bytes: 0 });
-                let newest = Kept {
-                    lsn: *lsn,
-                    bytes: bytes.len() as u64,
-                };
+                let origin = has_origin && nth == 0;
+                let origin = origin.then_some(Kept { lsn: 0, bytes: 0 });
                 return Ok(Beginning {
                     shards,
                     lsn: header.scan_lsn,
                     prev_crc: header.prev_crc,
-                    kept: older.or(origin).into_iter().chain([newest]).collect(),
+                    kept: origin.into_iter().chain(kept).collect(),
                     unusable,
                 });
             }

@@ -26,6 +26,8 @@ pub enum Command {
     Disk(DiskArgs),
     /// Measure how long a start takes with many entries.
     Recovery(RecoveryArgs),
+    /// Measure how much disk a log takes for what is in it, while old messages leave.
+    Space(SpaceArgs),
 }
 
 const RUN_MANUAL: &str = "\
@@ -165,6 +167,41 @@ pub struct RecoveryArgs {
     /// Starts to measure.
     #[arg(long, default_value_t = 5, value_name = "N")]
     pub starts: u32,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// `iris-bench space`.
+#[derive(Args, Clone, Debug)]
+pub struct SpaceArgs {
+    /// The directory to make a scratch data directory in; it is removed.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Users that the messages are for.
+    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u64).range(100..))]
+    pub users: u64,
+    /// Entries that an inbox keeps (as [storage] retention_entries).
+    #[arg(long, default_value_t = 2_500, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keep: u64,
+    /// Messages in all: so many times what all inboxes keep.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub turns: u64,
+    /// Bytes of each body.
+    #[arg(long, default_value_t = 128, value_name = "BYTES")]
+    pub body: usize,
+    /// Logs, driven in parallel as by as many cores.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub logs: u32,
+    /// Bytes of a segment (as [storage] segment_bytes).
+    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
+    pub segment_bytes: u64,
+    /// Bytes of the log between two checkpoints (as [storage] checkpoint_bytes).
+    #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
+    pub checkpoint_bytes: u64,
+    /// Rows of the table.
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub samples: u32,
     /// Write the result to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

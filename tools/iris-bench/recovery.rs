@@ -11,16 +11,14 @@
 use std::path::Path;
 use std::time::Duration;
 
-use iris::placement::{CoreId, HashKey, UserHash, user_hash};
 use iris::runtime::storage::{BlockingLog, DataDir, Format, Upkeep, open_log};
-use iris::shard::command::Append;
-use iris::shard::{Input, ReplyTo, ShardConfig};
-use iris_proto::id::{MessageId, SendEpoch, SendNumber, Seq};
+use iris::shard::ShardConfig;
 use serde_json::{Value, json};
 
 use crate::args::RecoveryArgs;
 use crate::local;
 use crate::run::instant;
+use crate::traffic::{Scratch, TIME_MS, Traffic, on_all_logs};
 
 /// Commands that are proposed before the log is written.
 const COMMANDS_PER_FLUSH: usize = 4_000;
@@ -28,8 +26,6 @@ const COMMANDS_PER_FLUSH: usize = 4_000;
 const TAIL_MARGIN_BYTES: u64 = 4 * 1024 * 1024;
 /// No inbox is full for this tool.
 const INBOX_ENTRIES: u64 = 1_000_000;
-/// A day in the year 2026, in Unix milliseconds.
-const TIME_MS: u64 = 1_790_000_000_000;
 
 /// What was measured.
 #[derive(Debug)]
@@ -49,22 +45,8 @@ pub struct Recovery {
 /// # Errors
 /// A sentence for people.
 pub fn run(args: &RecoveryArgs) -> Result<Recovery, String> {
-    let scratch = tempfile_in(&args.data)?;
-    let result = measure(args, &scratch);
-    let removed = std::fs::remove_dir_all(&scratch);
-    removed.map_err(|error| format!("cannot remove {}: {error}", scratch.display()))?;
-    result
-}
-
-fn tempfile_in(parent: &Path) -> Result<std::path::PathBuf, String> {
-    let path = parent.join(format!("iris-bench-recovery-{}.tmp", std::process::id()));
-    std::fs::create_dir(&path).map_err(|error| {
-        format!(
-            "cannot make {}: {error}; give --data DIR that exists and is writable",
-            path.display()
-        )
-    })?;
-    Ok(path)
+    let scratch = Scratch::new(&args.data, "recovery")?;
+    measure(args, scratch.path())
 }
 
 fn measure(args: &RecoveryArgs, path: &Path) -> Result<Recovery, String> {
@@ -114,23 +96,6 @@ fn measure(args: &RecoveryArgs, path: &Path) -> Result<Recovery, String> {
     })
 }
 
-fn on_all_logs<T: Send>(
-    logs: u32,
-    work: impl Fn(u32) -> Result<T, String> + Sync,
-) -> Result<Vec<T>, String> {
-    std::thread::scope(|scope| {
-        let work = &work;
-        let threads: Vec<_> = (0..logs)
-            .map(|log| scope.spawn(move || work(log)))
-            .collect();
-        let ends = threads.into_iter().map(|thread| {
-            let end = thread.join();
-            end.unwrap_or_else(|_| Err("a thread of the benchmark ended in a panic".to_owned()))
-        });
-        ends.collect()
-    })
-}
-
 fn config() -> ShardConfig {
     ShardConfig {
         inbox_entries_max: INBOX_ENTRIES,
@@ -151,25 +116,21 @@ fn checkpoint_bytes(path: &Path, logs: u32) -> u64 {
 /// Writes this log's part of the entries; where it ends, and how much of it a start replays.
 fn fill(args: &RecoveryArgs, data: &DataDir, log_no: u32) -> Result<(u64, u64), String> {
     let setup = data.setup(log_no, config(), Upkeep::default());
-    let key = setup.key;
-    let shards = u64::from(setup.shards_total);
-    let logs = u64::from(args.logs);
-    let mine = |user: &u64| user_hash(key, &name(*user)).0 % shards % logs == u64::from(log_no);
-    let users: Vec<u64> = (0..args.users).filter(mine).collect();
+    let traffic = Traffic::new(data, args.body);
+    let users = traffic.users_of(log_no, args.users);
     let mut log = BlockingLog::open(data, log_no, setup).map_err(|error| error.to_string())?;
     log.now.unix_ms = TIME_MS;
     let io = |error: std::io::Error| format!("cannot fill the log: {error}");
     let each = args.entries / args.users;
-    let body = vec![0x5a; args.body];
     // The last part is written when the checkpoint before it is complete.
     let total = each * users.len() as u64;
-    let message_bytes = (body.len() + 100) as u64;
+    let message_bytes = (args.body + 100) as u64;
     let due = Upkeep::default().checkpoint_bytes;
     let tail = (due - TAIL_MARGIN_BYTES) / message_bytes * 9 / 10;
     let (mut sent, mut in_flush) = (0, 0);
     for n in 1..=each {
         for user in &users {
-            send(&mut log, key, *user, n, &body, shards);
+            traffic.send(&mut log, *user, n);
             sent += 1;
             in_flush += 1;
             if in_flush >= COMMANDS_PER_FLUSH {
@@ -195,48 +156,6 @@ fn checkpoint(log: &mut BlockingLog) -> Result<(), String> {
     let from = log.store.status().end;
     log.run_until(|log| log.store.status().checkpoint >= Some(from))
         .map_err(io)
-}
-
-fn name(user: u64) -> String {
-    format!("user-{user}")
-}
-
-fn send(log: &mut BlockingLog, key: HashKey, user: u64, n: u64, body: &[u8], shards: u64) {
-    let to = name(user);
-    let append = Append {
-        to: &to,
-        from: "sender",
-        device: "phone",
-        epoch: SendEpoch(1),
-        n: SendNumber(n),
-        time_ms: TIME_MS,
-        seq: Seq(0),
-        id: MessageId([7; 16]),
-        body,
-    };
-    let mut command = Vec::with_capacity(append.encoded_len());
-    append.encode(&mut command);
-    let to: UserHash = user_hash(key, &to);
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "below the number of shards"
-    )]
-    let shard = iris::placement::ShardId((to.0 % shards) as u16);
-    let reply = ReplyTo {
-        core: CoreId(0),
-        slot: 0,
-        generation: 0,
-        tag: n,
-    };
-    log.step(
-        shard,
-        Input::Append {
-            to,
-            command: &command,
-            room: true,
-            reply,
-        },
-    );
 }
 
 impl Recovery {

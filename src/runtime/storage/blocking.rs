@@ -89,6 +89,7 @@ impl BlockingLog {
             has_flushed = true;
             self.waited = Duration::ZERO;
         }
+        self.files.unmap_removed(); // nothing is paged in behind its back here
         Ok(has_flushed)
     }
 

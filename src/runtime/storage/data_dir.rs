@@ -18,6 +18,7 @@ use crate::store::Setup;
 use crate::store::recover::shards_of_log;
 
 use super::limits::{LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
+use super::record::{self, Step};
 use super::super_block::{SUPER_BYTES, SUPER_NAMES, SUPER_VERSION, SuperBlock, SuperFault};
 
 const LOCK_NAME: &str = "LOCK";
@@ -219,10 +220,11 @@ pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
 }
 
 /// Makes directories that only their owner may read: they hold everybody's messages.
-fn private_dirs() -> DirBuilder {
+fn create_private(path: &Path) -> Result<(), DataDirError> {
+    record::note(path, Step::CreateDir);
     let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder
+    let builder = builder.recursive(true).mode(0o700);
+    builder.create(path).map_err(failed("create", path))
 }
 
 /// A data directory that this process holds. Dropping it releases the lock.
@@ -383,12 +385,7 @@ fn create(path: &Path) -> Result<(), DataDirError> {
         Ok(_) => Err(DataDirError::NotADirectory {
             path: path.to_owned(),
         }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            private_dirs()
-                .create(path)
-                .map_err(failed("create", path))?;
-            sync_parent(path)
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create_all(path),
         Err(error) => Err(failed("look at", path)(error)),
     }
 }
@@ -550,6 +547,9 @@ fn new_super_block(path: &Path, format: &Format) -> Result<SuperBlock, DataDirEr
         durable_lsn: vec![0; logs as usize],
         checkpoint_lsn: vec![0; logs as usize],
     };
+    // A process that was killed may have made the directory and not have synced its name. One that cannot
+    // be synced was made by somebody else.
+    let _ = sync_directory(parent_of(path));
     write_super(path, &super_block)?;
     info!(path = %path.display(), logs, shards, segment_bytes, "data directory formatted");
     Ok(super_block)
@@ -561,9 +561,7 @@ fn open_logs(path: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> 
         let checkpoints = checkpoints_path(path, log_no);
         if !checkpoints.is_dir() {
             // Without its checkpoints a log is replayed from its beginning, or refused.
-            private_dirs()
-                .create(&checkpoints)
-                .map_err(failed("create", &checkpoints))?;
+            create_private(&checkpoints)?;
         }
         let log = log_path(path, log_no);
         if log.is_dir() {
@@ -572,9 +570,7 @@ fn open_logs(path: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> 
         if super_block.incarnation > 0 {
             return Err(DataDirError::LogMissing { path: log });
         }
-        private_dirs()
-            .create(&log)
-            .map_err(failed("create", &log))?;
+        create_private(&log)?;
     }
     sync_directory(path)
 }
@@ -588,9 +584,7 @@ fn write_super(directory: &Path, super_block: &SuperBlock) -> Result<(), DataDir
     let bytes = super_block.encode();
     let overwrite = || {
         let file = OpenOptions::new().write(true).open(&path)?;
-        file.write_all_at(&bytes, 0)?;
-        file.set_len(bytes.len() as u64)?;
-        file.sync_all()
+        write_synced(&file, &path, &bytes)
     };
     match overwrite() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -598,26 +592,51 @@ fn write_super(directory: &Path, super_block: &SuperBlock) -> Result<(), DataDir
     }
     let unfinished = directory.join(format!("{name}.tmp"));
     let create = || {
+        record::note(&unfinished, Step::Create);
         let file = File::create(&unfinished)?;
-        file.write_all_at(&bytes, 0)?;
-        file.sync_all()?;
+        write_synced(&file, &unfinished, &bytes)?;
+        record::note(&unfinished, Step::Rename(&path));
         fs::rename(&unfinished, &path)
     };
     create().map_err(failed("write", &path))?;
     sync_directory(directory)
 }
 
-/// Makes what was created, renamed or removed in a directory durable.
-fn sync_directory(path: &Path) -> Result<(), DataDirError> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed("sync", path))
+/// Makes `bytes` all that is in a file, durably.
+fn write_synced(file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    record::note(path, Step::Write(0, bytes));
+    file.write_all_at(bytes, 0)?;
+    record::note(path, Step::Len(bytes.len() as u64));
+    file.set_len(bytes.len() as u64)?;
+    record::note(path, Step::SyncBegins);
+    file.sync_all()?;
+    record::note(path, Step::Synced);
+    Ok(())
 }
 
-/// The same for the directory that `path` lies in.
-fn sync_parent(path: &Path) -> Result<(), DataDirError> {
+/// Makes what was created, renamed or removed in a directory durable.
+fn sync_directory(path: &Path) -> Result<(), DataDirError> {
+    record::note(path, Step::SyncDirBegins);
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("sync", path))?;
+    record::note(path, Step::DirSynced);
+    Ok(())
+}
+
+/// Makes a directory and those above it that are missing, each durable before what it will hold.
+fn create_all(path: &Path) -> Result<(), DataDirError> {
+    let parent = parent_of(path);
+    if !parent.exists() {
+        create_all(parent)?;
+    }
+    create_private(path)?;
+    sync_directory(parent)
+}
+
+fn parent_of(path: &Path) -> &Path {
     match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent),
-        _ => sync_directory(Path::new(".")),
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }

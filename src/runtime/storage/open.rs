@@ -24,6 +24,7 @@ use super::data_dir::{DataDir, DataDirError};
 use super::files::{Files, Opened};
 use super::keeper::{Keeper, Places, checkpoint_path};
 use super::mmap::{SegmentMap, drop_cache};
+use super::record::{self, Step};
 use super::spare::{Spare, SpareMaker, draw_salt, segment_path, zero};
 
 /// Why a log cannot be used. Nothing was changed.
@@ -161,8 +162,10 @@ pub fn open_log(
     cut(&directory, size, &recovered)?;
     // A process that was killed may have left a segment's or checkpoint's name in the page cache only.
     for directory in [&directory, &mapped.places.checkpoints] {
+        record::note(directory, Step::SyncDirBegins);
         let synced = File::open(directory).and_then(|directory| directory.sync_all());
         synced.map_err(failed("sync", directory))?;
+        record::note(directory, Step::DirSynced);
     }
     let Recovered {
         mut store, behind, ..
@@ -188,7 +191,10 @@ pub fn open_log(
             if Some(index) == active {
                 let file = open_for_writing(&path)?;
                 if !is_whole {
+                    record::note(&path, Step::Len(size.bytes()));
+                    record::note(&path, Step::SyncBegins);
                     map = lengthen(&file, map, size).map_err(failed("lengthen", &path))?;
+                    record::note(&path, Step::Synced);
                 }
                 opened.active = Some((index, file));
             }
@@ -332,15 +338,18 @@ fn cut(directory: &Path, size: SegmentSize, recovered: &Recovered) -> Result<(),
     } in &recovered.cuts
     {
         let path = segment_path(directory, size, *segment);
+        record::note(&path, Step::Write(*offset as u64, &zeros[..*len]));
         open_for_writing(&path)?
             .write_all_at(&zeros[..*len], *offset as u64)
             .map_err(failed("cut", &path))?;
     }
     for segment in &recovered.unsynced {
         let path = segment_path(directory, size, *segment);
+        record::note(&path, Step::SyncBegins);
         open_for_writing(&path)?
             .sync_all()
             .map_err(failed("sync", &path))?;
+        record::note(&path, Step::Synced);
     }
     let bytes: usize = recovered.cuts.iter().map(|cut| cut.len).sum();
     if bytes > 0 {

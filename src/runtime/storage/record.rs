@@ -9,12 +9,14 @@ use std::path::Path;
 #[cfg_attr(not(test), expect(dead_code, reason = "only tests listen"))]
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Step<'a> {
+    /// A directory was made.
+    CreateDir,
     /// The file was made empty, or made so.
     Create,
     /// Bytes are written at an offset.
     Write(u64, &'a [u8]),
-    /// So many zeros are written from the beginning.
-    Zeros(u64),
+    /// The file has this length, and what it did not have before is zeros.
+    Len(u64),
     /// A sync of the file begins.
     SyncBegins,
     /// It has returned.

@@ -244,11 +244,12 @@ impl Worker {
                 path.display()
             )));
         }
-        record::note(&path, Step::Zeros(self.size.bytes()));
+        record::note(&path, Step::Len(self.size.bytes()));
         record::note(&path, Step::SyncBegins);
         let zeroed = (self.reserve)(&file, self.size.bytes())
             .and_then(|()| zero(&file, 0, self.size.bytes(), &self.shared.stop));
         if let Err(error) = zeroed {
+            record::note(&path, Step::Len(0));
             let _ = file.set_len(0); // give the blocks back to those who need them more
             return Err(error);
         }

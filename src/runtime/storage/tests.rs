@@ -2,6 +2,7 @@
 
 mod logs;
 mod power_loss;
+mod upkeep;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write as _};
@@ -86,15 +87,17 @@ fn a_directory_held_by_another_process_is_refused_with_its_pid_and_address() {
 /// R: D-3
 #[test]
 fn another_version_is_refused_by_name() {
-    let temp = tempfile::tempdir().unwrap();
-    let mut super_block = open(temp.path()).super_block().clone();
-    super_block.format_version = 9;
-    fs::write(temp.path().join("SUPER.b"), super_block.encode()).unwrap();
-    let error = DataDir::open(temp.path(), &FORMAT).unwrap_err();
-    assert!(
-        matches!(error, DataDirError::OtherVersion { found: 9, .. }),
-        "{error}"
-    );
+    for version in [1, 9] {
+        let temp = tempfile::tempdir().unwrap();
+        let mut super_block = open(temp.path()).super_block().clone();
+        super_block.format_version = version;
+        fs::write(temp.path().join("SUPER.b"), super_block.encode()).unwrap();
+        let error = DataDir::open(temp.path(), &FORMAT).unwrap_err();
+        assert!(
+            matches!(error, DataDirError::OtherVersion { found, .. } if found == version),
+            "{error}"
+        );
+    }
 }
 
 /// R: D-3
