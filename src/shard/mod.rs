@@ -702,7 +702,8 @@ impl Shard {
         let last = self.pairs.last(pair);
         // A stream idle for long may have been forgotten after this was proposed: what came between made
         // the table grow. It was the next number then, and the numbers of others stand behind it.
-        let is_next = append.n.0 == last.0 + 1 || last.0 == 0 || planted::is(Bug::RetryTwice);
+        let is_next = (1..=pairs::SEND_NUMBER_MAX).contains(&append.n.0)
+            && (append.n.0 == last.0 + 1 || last.0 == 0 || planted::is(Bug::RetryTwice));
         if is_next && append.seq.0 == self.head(append.to, hash).0 + 1 {
             let user = self.users.find_or_create(append.to, hash);
             self.users.get_mut(user).append(slot);
