@@ -80,7 +80,7 @@ bugs! {
     /// After a failed sync the next start believes the page cache.
     CacheBelieved = "cache-believed", 1000;
     /// A session that only sends lets an older connection of its own go on.
-    SenderNotReplaced = "sender-not-replaced", 2000;
+    SenderNotReplaced = "sender-not-replaced", 10000;
     /// A start does not sync the directories that it found its files in.
     StartDirSync = "start-dir-sync", 5000;
     /// What recovery found is served before it is synced.

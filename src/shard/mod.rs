@@ -19,6 +19,7 @@
 //! A shard knows no connection (see `session`), stores no body (see `log`), and has no timer.
 
 pub mod command;
+mod config;
 pub mod pairs;
 pub mod retention;
 pub mod salvage;
@@ -38,8 +39,9 @@ use crate::log::{ItemError, item_encode_with, items};
 use crate::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
 use crate::planted::{self, Bug};
 use command::{Append, Command, CommandError};
+pub use config::ShardConfig;
 use pairs::{Fingerprint, Pairs};
-use retention::{Retention, TRIM_ENTRIES_MIN};
+use retention::TRIM_ENTRIES_MIN;
 use slot::Slot;
 use user::{UserSlot, Users};
 
@@ -257,27 +259,6 @@ struct Underway {
     last: SendNumber,
     /// Index of the batch that holds `last`.
     index: u64,
-}
-
-/// What is configured of a shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ShardConfig {
-    /// Unacknowledged entries of one inbox.
-    pub inbox_entries_max: u64,
-    /// Bytes of one batch, at most [`BATCH_BYTES_MAX`]. One command more may exceed it.
-    pub batch_bytes_max: usize,
-    /// How long acknowledged entries stay.
-    pub retention: Retention,
-}
-
-impl Default for ShardConfig {
-    fn default() -> Self {
-        Self {
-            inbox_entries_max: INBOX_ENTRIES_MAX,
-            batch_bytes_max: BATCH_BYTES_MAX,
-            retention: Retention::default(),
-        }
-    }
 }
 
 /// Bytes of messages that came to, or left, a place in the log.
@@ -721,7 +702,8 @@ impl Shard {
         let last = self.pairs.last(pair);
         // A stream idle for long may have been forgotten after this was proposed: what came between made
         // the table grow. It was the next number then, and the numbers of others stand behind it.
-        let is_next = append.n.0 == last.0 + 1 || last.0 == 0 || planted::is(Bug::RetryTwice);
+        let is_next = (1..=pairs::SEND_NUMBER_MAX).contains(&append.n.0)
+            && (append.n.0 == last.0 + 1 || last.0 == 0 || planted::is(Bug::RetryTwice));
         if is_next && append.seq.0 == self.head(append.to, hash).0 + 1 {
             let user = self.users.find_or_create(append.to, hash);
             self.users.get_mut(user).append(slot);

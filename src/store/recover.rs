@@ -529,7 +529,6 @@ impl Store {
                 ));
             }
         }
-        let places = setup.places();
         let heads = judged.iter();
         let heads = heads.map(|(shard, _)| (shard.id().0, shard.applied()));
         let mut heads: Vec<(u16, u64)> = heads.collect();
@@ -561,7 +560,7 @@ impl Store {
             writer,
             is_ready: vec![false; served.len()],
             shards: served,
-            places,
+            places: setup.places(),
             quarantined,
             heads,
             loaded: Vec::new(),

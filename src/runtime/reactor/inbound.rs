@@ -305,10 +305,8 @@ impl Core {
             at,
         } = *login;
         let shard = self.placement.shard_of(identity.hash);
-        let slot = self
-            .lanes
-            .shard(shard)
-            .and_then(|shard| shard.users().find(identity.user.as_str(), identity.hash));
+        let users = self.lanes.shard(shard).map(|shard| shard.users());
+        let slot = users.and_then(|users| users.find(identity.user.as_str(), identity.hash));
         let user = slot.filter(|_| !identity.send_only);
         // Replacing settles the cursor.
         if user.is_some_and(|user| !self.replace_older(shard, user, &identity.device, at)) {
@@ -337,10 +335,8 @@ impl Core {
             cluster: self.cluster.to_vec(),
             ..welcome(&identity)
         };
-        wire::encode_server(
-            &mut connection.out,
-            v2::server_frame::Frame::Welcome(welcome),
-        );
+        let welcome = v2::server_frame::Frame::Welcome(welcome);
+        wire::encode_server(&mut connection.out, welcome);
         if let Some(user) = user {
             self.sessions
                 .entry((shard, user))

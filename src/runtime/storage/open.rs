@@ -160,13 +160,7 @@ pub fn open_log(
             .map_err(|source| LogError::Noting(Box::new(source)))?;
     }
     cut(&directory, size, &recovered)?;
-    // A process that was killed may have left a segment's or checkpoint's name in the page cache only.
-    for directory in [&directory, &mapped.places.checkpoints] {
-        record::note(directory, Step::SyncDirBegins);
-        let synced = File::open(directory).and_then(|directory| directory.sync_all());
-        synced.map_err(failed("sync", directory))?;
-        record::note(directory, Step::DirSynced);
-    }
+    sync_names(&mapped.places)?;
     let Recovered {
         mut store, behind, ..
     } = recovered;
@@ -216,6 +210,17 @@ pub fn open_log(
     let mut files = Files::new(opened);
     prepare(&mut store, &mut files);
     Ok((store, files))
+}
+
+/// A process that was killed may have left a segment's or checkpoint's name in the page cache only.
+fn sync_names(places: &Places) -> Result<(), LogError> {
+    for directory in [&places.segments, &places.checkpoints] {
+        record::note(directory, Step::SyncDirBegins);
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(failed("sync", directory))?;
+        record::note(directory, Step::DirSynced);
+    }
+    Ok(())
 }
 
 /// A new log waits for its first segment: a switch that is ready takes messages.

@@ -165,6 +165,14 @@ impl Check {
             self.damage.lose(name, seq);
             self.counts.lost += u64::from(old.is_some());
         }
+        adopted.devices = self.adopt_devices(user, inbox)?;
+        Ok(adopted)
+    }
+
+    /// The devices that a salvaged user has: none is new, and no cursor has moved on.
+    fn adopt_devices(&mut self, user: &User, inbox: &Inbox) -> Result<Vec<ModelDevice>, String> {
+        let name = user.name();
+        let mut devices = Vec::new();
         for device in inbox
             .devices
             .iter()
@@ -172,18 +180,17 @@ impl Check {
         {
             self.forget_device(name, &device.name);
         }
-        adopted.devices.clear();
         for device in user.devices() {
             let before = inbox.device(&device.name);
             if before.is_none_or(|before| device.cursor.0 > before.cursor) {
                 return Err(format!("{name} has {device:?}, durable was {before:?}"));
             }
-            adopted.devices.push(ModelDevice {
+            devices.push(ModelDevice {
                 name: device.name.to_string(),
                 cursor: device.cursor.0,
                 start: before.map_or(0, |before| before.start),
             });
         }
-        Ok(adopted)
+        Ok(devices)
     }
 }

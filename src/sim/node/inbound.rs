@@ -311,10 +311,8 @@ impl Core {
             cluster: self.cluster.to_vec(),
             ..welcome(&identity)
         };
-        wire::encode_server(
-            &mut connection.out,
-            v2::server_frame::Frame::Welcome(welcome),
-        );
+        let welcome = v2::server_frame::Frame::Welcome(welcome);
+        wire::encode_server(&mut connection.out, welcome);
         if let Some(user) = user {
             self.sessions
                 .entry((shard, user))

@@ -137,11 +137,10 @@ impl Core {
             };
             let Some(position) = slot.position() else {
                 let last = shard.users().get(user).gap_end(seq).unwrap_or(seq);
-                let reason = GapReason::Lost.into();
                 let gap = v2::Gap {
                     first: seq.0,
                     last: last.0,
-                    reason,
+                    reason: GapReason::Lost.into(),
                     fetch_tag: tag,
                 };
                 wire::encode_gap(plain, gap);
