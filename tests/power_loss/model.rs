@@ -19,6 +19,7 @@
 //! blocks read as zeros and not as old data, and that a sync that returned kept its promise.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// Bytes that a disk writes whole or not at all.
@@ -197,7 +198,7 @@ fn sector(bytes: &[u8], number: usize) -> [u8; SECTOR_BYTES] {
 }
 
 /// What a name means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Node {
     Dir,
     File(usize),
@@ -382,12 +383,15 @@ impl Disk {
                 naming.apply(&mut names);
             }
         }
-        let inodes: Vec<Vec<u8>> = self
-            .inodes
-            .iter()
-            .map(|inode| crash_file(inode, kept, dice))
+        let named: BTreeSet<&Node> = names.values().collect();
+        let inodes = self.inodes.iter().enumerate();
+        let mut inodes: Vec<Option<Vec<u8>>> = inodes
+            .map(|(number, inode)| {
+                let is_named = named.contains(&Node::File(number));
+                is_named.then(|| crash_file(inode, kept, dice))
+            })
             .collect();
-        image(&names, |inode| inodes[inode].clone())
+        image(&names, |inode| inodes[inode].take().expect("one name"))
     }
 
     /// Whether a real disk may look like this after a power cut now; what speaks against it if not.
@@ -448,7 +452,7 @@ impl Disk {
 }
 
 /// Names and bytes together. What lies in a directory that is not there is not there.
-fn image(names: &Names, bytes: impl Fn(usize) -> Vec<u8>) -> Image {
+fn image(names: &Names, mut bytes: impl FnMut(usize) -> Vec<u8>) -> Image {
     let mut image = Image::new();
     for (path, node) in names {
         let parent = path.parent().unwrap_or(Path::new(""));
@@ -525,12 +529,21 @@ pub fn read(root: &Path) -> Image {
     image
 }
 
-/// Writes an image into an empty directory.
+/// Writes an image into an empty directory. Long runs of zeros become holes, which read the same.
 pub fn write(image: &Image, root: &Path) {
+    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     for (path, bytes) in image {
-        match bytes {
-            None => std::fs::create_dir(root.join(path)).unwrap(),
-            Some(bytes) => std::fs::write(root.join(path), bytes).unwrap(),
+        let Some(bytes) = bytes else {
+            std::fs::create_dir(root.join(path)).unwrap();
+            continue;
+        };
+        let file = std::fs::File::create(root.join(path)).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
+        for (number, piece) in bytes.chunks(ZEROS.len()).enumerate() {
+            if *piece != ZEROS[..piece.len()] {
+                let at = (number * ZEROS.len()) as u64;
+                file.write_all_at(piece, at).unwrap();
+            }
         }
     }
 }

@@ -37,8 +37,8 @@ const READERS: usize = 3;
 /// Messages that are sent at least, and at most.
 const SENDS_MIN: usize = 400;
 const SENDS_MAX: usize = 20_000;
-/// Of so many cuts, one is followed by cuts of the start after it.
-const CUTS_PER_SECOND_CUT: usize = 8;
+/// After so many cuts there are some of the start after one.
+const CUTS_PER_SECOND_CUT: usize = 16;
 
 /// Where directories are rebuilt: in memory if there is such a place.
 fn scratch() -> TempDir {
@@ -300,7 +300,7 @@ fn from_environment(name: &str, default: u64) -> u64 {
 /// R: D-6, B-1, B-5
 #[test]
 fn a_power_cut_at_any_moment_loses_nothing_accepted_and_invents_nothing() {
-    let cuts = from_environment("IRIS_POWER_CUTS", 400) as usize;
+    let cuts = from_environment("IRIS_POWER_CUTS", 1_000) as usize;
     let seed = from_environment("IRIS_TEST_SEED", 20_261_124);
     println!("IRIS_TEST_SEED={seed}");
     let mut dice = Dice(seed);
