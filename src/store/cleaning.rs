@@ -233,6 +233,7 @@ impl Store {
         let Some(victim) = self.cleaning.victim.take_if(is_done) else {
             return;
         };
+        self.cleaning.look_at_us = 0; // for the next one, at once: the pace is that of reading
         if self.ledger.live(victim.segment) > 0 {
             // Something in it cannot be read. It stays as it is: a person may still save it.
             self.cleaning.stuck.insert(victim.segment);

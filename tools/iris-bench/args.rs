@@ -193,6 +193,9 @@ pub struct SpaceArgs {
     /// Logs, driven in parallel as by as many cores.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub logs: u32,
+    /// Messages a second, all logs together.
+    #[arg(long, default_value_t = 100_000.0, value_name = "R", value_parser = rate)]
+    pub rate: f64,
     /// Bytes of a segment (as [storage] segment_bytes).
     #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
     pub segment_bytes: u64,

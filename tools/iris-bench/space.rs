@@ -7,11 +7,12 @@
 //! ```
 //! Users get messages at different rates, the busiest some thirty times as many as the quietest, and
 //! acknowledge them; each inbox keeps the last so many. So messages of one segment leave at very different
-//! times, which is what makes cleaning necessary. The logs are driven as fast as they go.
+//! times, which is what makes cleaning necessary. Messages come at a fixed rate: cleaning works beside them,
+//! at the pace that the switch gives it.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use iris::runtime::storage::{BlockingLog, DataDir, Format, Upkeep};
 use iris::shard::ShardConfig;
@@ -140,6 +141,8 @@ fn drive(
         }
         if sent.is_multiple_of(COMMANDS_PER_FLUSH as u64) || sent == total {
             flush(&mut log, began)?;
+            let due = Duration::from_secs_f64(sent as f64 * f64::from(args.logs) / args.rate);
+            work_until(&mut log, began, due)?;
         }
         if sent * u64::from(args.samples) / total > samples.len() as u64 {
             samples.push(sample(&log, data.path(), log_no, sent, began));
@@ -168,13 +171,31 @@ fn skewed(random: &mut u64, users: usize) -> usize {
 }
 
 fn flush(log: &mut BlockingLog, began: Instant) -> Result<(), String> {
-    let io = |error: std::io::Error| format!("cannot write the log: {error}");
-    log.now.monotonic_us = log.now.monotonic_us.max(began.elapsed().as_micros() as u64);
-    log.settle().map_err(io)?;
-    // A core looks again when its threads have done something, and so goes on with cleaning.
-    log.poll().map_err(io)?;
+    read_clock(log, began);
+    log.settle().map_err(cannot_write)?;
     log.effects.clear();
     Ok(())
+}
+
+/// Looks whenever a thread has done something, as a core does, until so long after the beginning.
+fn work_until(log: &mut BlockingLog, began: Instant, due: Duration) -> Result<(), String> {
+    loop {
+        read_clock(log, began);
+        log.poll().map_err(cannot_write)?;
+        let Some(left) = due.checked_sub(began.elapsed()) else {
+            return Ok(());
+        };
+        log.wait(left);
+    }
+}
+
+fn read_clock(log: &mut BlockingLog, began: Instant) {
+    let elapsed_us = began.elapsed().as_micros() as u64;
+    log.now.monotonic_us = log.now.monotonic_us.max(elapsed_us);
+}
+
+fn cannot_write(error: std::io::Error) -> String {
+    format!("cannot write the log: {error}")
 }
 
 fn sample(log: &BlockingLog, data: &Path, log_no: u32, sent: u64, began: Instant) -> Sample {
@@ -265,6 +286,7 @@ mod tests {
             keep: 200,
             body: 64,
             logs: 2,
+            rate: 1e6,
             turns: 4,
             samples: 4,
             segment_bytes: 2 << 20,

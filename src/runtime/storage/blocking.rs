@@ -127,6 +127,11 @@ impl BlockingLog {
         }
     }
 
+    /// Waits until a thread has done something, and no longer than `at_most`. Time is the caller's matter.
+    pub fn wait(&mut self, at_most: Duration) {
+        let _ = self.woken.recv_timeout(at_most); // that nothing came is no news
+    }
+
     /// Waits a little for a thread to have done something; the clock goes on meanwhile.
     fn wait_for_threads(&mut self) -> io::Result<()> {
         const STEP: Duration = Duration::from_millis(5);
