@@ -531,7 +531,7 @@ pub fn read(root: &Path) -> Image {
 
 /// Writes an image into an empty directory. Long runs of zeros become holes, which read the same.
 pub fn write(image: &Image, root: &Path) {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     for (path, bytes) in image {
         let Some(bytes) = bytes else {
             std::fs::create_dir(root.join(path)).unwrap();

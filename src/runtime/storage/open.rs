@@ -185,10 +185,7 @@ pub fn open_log(
             if Some(index) == active {
                 let file = open_for_writing(&path)?;
                 if !is_whole {
-                    record::note(&path, Step::Len(size.bytes()));
-                    record::note(&path, Step::SyncBegins);
-                    map = lengthen(&file, map, size).map_err(failed("lengthen", &path))?;
-                    record::note(&path, Step::Synced);
+                    map = lengthen(&path, &file, map, size).map_err(failed("lengthen", &path))?;
                 }
                 opened.active = Some((index, file));
             }
@@ -373,8 +370,16 @@ fn open_for_writing(path: &Path) -> Result<File, LogError> {
 }
 
 /// A segment that lost its zeros at the end gets them back.
-fn lengthen(file: &File, map: SegmentMap, size: SegmentSize) -> io::Result<SegmentMap> {
+fn lengthen(
+    path: &Path,
+    file: &File,
+    map: SegmentMap,
+    size: SegmentSize,
+) -> io::Result<SegmentMap> {
     let len = map.bytes().len() as u64;
+    record::note(path, Step::Len(size.bytes()));
+    record::note(path, Step::SyncBegins);
     zero(file, len, size.bytes(), &AtomicBool::new(false))?;
+    record::note(path, Step::Synced);
     SegmentMap::new(file, size.bytes() as usize)
 }
