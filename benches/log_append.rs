@@ -6,7 +6,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
-use std::fs::OpenOptions;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
 use std::hint::black_box;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -14,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use iris::log::recovery::{Origin, scan};
+use iris::log::{Flush, Writer, WriterStart};
 use iris::log::{
-    FrameBuilder, FrameKind, NodeIdentity, Placement, RecordHeader, RecordKind, SegmentSize,
-    item_encode_into,
+    FrameBuilder, FrameKind, Placement, RecordHeader, RecordKind, SegmentSize, item_encode_into,
 };
-use iris::runtime::storage::{DataDir, Flush, Format, Log, PlaceError};
+use iris::runtime::storage::{DataDir, Format, Mapped};
 
 const ROUNDS: usize = 21;
 const ITEMS: usize = 1000;
@@ -39,10 +40,69 @@ fn main() -> Result<(), Failure> {
     sync_rate(temp.path())?;
     let data = temp.path().join("data");
     let data_dir = DataDir::open(&data, &Format::default())?;
-    commit_rate(&data_dir)?;
-    fill(&data_dir)?;
+    let mut log = Bare::new(&data_dir, &data)?;
+    commit_rate(&mut log)?;
+    fill(&mut log)?;
     scan_rate(&data_dir, &data)?;
     Ok(())
+}
+
+/// A writer and its segments, made when they are wanted, with blocking calls.
+struct Bare {
+    writer: Writer,
+    directory: PathBuf,
+    size: SegmentSize,
+    files: BTreeMap<u64, File>,
+}
+
+impl Bare {
+    fn new(data_dir: &DataDir, data: &Path) -> Result<Self, Failure> {
+        let super_block = data_dir.super_block();
+        let writer = Writer::new(WriterStart {
+            identity: data_dir.identity(0),
+            incarnation: super_block.incarnation,
+            size: super_block.segment_size,
+            end: 0,
+            prev_crc: 0,
+            salt: None,
+            unsealed: false,
+            heads_max: 1,
+        });
+        Ok(Self {
+            writer,
+            directory: data.join("log-00"),
+            size: super_block.segment_size,
+            files: BTreeMap::new(),
+        })
+    }
+
+    fn place(&mut self, frame: &mut FrameBuilder) -> Result<Flush, Failure> {
+        while let Some(segment) = self.writer.wants_segment() {
+            let name = format!("{:016x}.seg", self.size.first_lsn(segment));
+            let file = File::create_new(self.directory.join(name))?;
+            for at in (0..self.size.bytes()).step_by(4096) {
+                file.write_all_at(&[0; 4096], at)?;
+            }
+            file.sync_all()?;
+            self.files.insert(segment, file);
+            self.writer.spare_ready(segment, segment + 1);
+        }
+        Ok(self.writer.place(frame, FrameKind::Data, &[])?)
+    }
+
+    fn flush(&mut self, flush: Flush) -> Result<(), Failure> {
+        for write in flush.writes.into_iter().flatten() {
+            let file = self
+                .files
+                .get(&write.segment)
+                .ok_or("a segment that was not made")?;
+            file.write_all_at(&write.bytes, write.offset)?;
+            file.sync_data()?;
+            self.writer.recycle(write.bytes);
+        }
+        self.writer.durable(flush.end);
+        Ok(())
+    }
 }
 
 fn record(items: u64) -> RecordHeader {
@@ -151,18 +211,8 @@ fn sync_rate(directory: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn place(log: &mut Log, frame: &mut FrameBuilder) -> Result<Flush, PlaceError> {
-    loop {
-        match log.place(frame, FrameKind::Data) {
-            Err(PlaceError::NoSpare) => std::thread::yield_now(),
-            other => return other,
-        }
-    }
-}
-
 /// The same through the log: frames of 16 KiB placed, written, synced.
-fn commit_rate(data_dir: &DataDir) -> Result<(), Failure> {
-    let mut log = Log::recover(data_dir, 0, &mut |_| {})?;
+fn commit_rate(log: &mut Bare) -> Result<(), Failure> {
     let mut frame = FrameBuilder::new();
     let mut payload = Vec::new();
     while payload.len() < 16 * 1024 - 200 {
@@ -173,9 +223,9 @@ fn commit_rate(data_dir: &DataDir) -> Result<(), Failure> {
     for _ in 0..SYNCS {
         let one = Instant::now();
         frame.record(record(1), &payload);
-        let flush = place(&mut log, &mut frame)?;
+        let flush = log.place(&mut frame)?;
         places.record(one.elapsed().as_nanos() as u64)?;
-        log.flush_blocking(flush)?;
+        log.flush(flush)?;
         commits.record(one.elapsed().as_nanos() as u64)?;
     }
     let elapsed = started.elapsed();
@@ -185,52 +235,56 @@ fn commit_rate(data_dir: &DataDir) -> Result<(), Failure> {
 }
 
 /// Fills the log so that a scan has something to walk.
-fn fill(data_dir: &DataDir) -> Result<(), Failure> {
-    let mut log = Log::recover(data_dir, 0, &mut |_| {})?;
+fn fill(log: &mut Bare) -> Result<(), Failure> {
     let mut payload = Vec::new();
     while payload.len() < 200 * 1024 {
         item_encode_into(&mut payload, &[0x5a; 150]);
     }
     let mut frame = FrameBuilder::new();
     let started = Instant::now();
-    let from = log.end();
-    while log.end() < SCAN_BYTES {
+    let from = log.writer.end();
+    while log.writer.end() < SCAN_BYTES {
         frame.record(record(1), &payload);
-        let flush = place(&mut log, &mut frame)?;
-        log.flush_blocking(flush)?;
+        let flush = log.place(&mut frame)?;
+        log.flush(flush)?;
     }
-    let rate = (log.end() - from) as f64 / started.elapsed().as_secs_f64() / 1e6;
+    let rate = (log.writer.end() - from) as f64 / started.elapsed().as_secs_f64() / 1e6;
     println!("log: filled with 200 KiB frames, zeroing ahead included: {rate:.0} MB/s");
     Ok(())
 }
 
-/// Start-up from the page cache: the whole of `Log::recover`, and the pure scan in memory.
+/// The pure scan, over mapped files and in memory.
 fn scan_rate(data_dir: &DataDir, data: &Path) -> Result<(), Failure> {
+    let size = data_dir.super_block().segment_size;
     let mut times = Vec::new();
     let mut end = 0;
     for _ in 0..5 {
         let started = Instant::now();
-        let log = Log::recover(data_dir, 0, &mut |record| {
-            black_box(record.payload.len());
-        })?;
+        let mapped = Mapped::open(data, 0, size, false)?;
+        let tail = mapped.found(0, |found| {
+            let origin = Origin {
+                size,
+                identity: data_dir.identity(0),
+                lsn: 0,
+                durable: 0,
+                prev_crc: 0,
+            };
+            scan(&origin, found.segments, &mut |seen| {
+                black_box(seen);
+            })
+        });
+        end = tail.map_err(|error| format!("{error:?}"))?.end;
         times.push(started.elapsed());
-        end = log.end();
     }
     let time = median(times);
     let rate = end as f64 / time.as_secs_f64() / 1e9;
     println!(
-        "recover: {} MB in {:.0} ms, {rate:.2} GB/s",
+        "map and scan: {} MB in {:.0} ms, {rate:.2} GB/s",
         end >> 20,
         time.as_secs_f64() * 1e3
     );
     let segment = std::fs::read(data.join("log-00/0000000000000000.seg"))?;
-    let super_block = data_dir.super_block();
-    let identity = NodeIdentity {
-        cluster_id: super_block.cluster_id,
-        node_id: super_block.node_id,
-        log: 0,
-    };
-    let size = SegmentSize::new(segment.len() as u64).ok_or("a segment of odd size")?;
+    let identity = data_dir.identity(0);
     let origin = Origin {
         size,
         identity,

@@ -76,11 +76,16 @@ pub mod log;
 #[forbid(unsafe_code)]
 pub mod placement;
 #[forbid(unsafe_code)]
+pub mod planted;
+#[forbid(unsafe_code)]
 pub mod ring;
 pub mod runtime;
 #[forbid(unsafe_code)]
 pub mod session;
 #[forbid(unsafe_code)]
 pub mod shard;
+#[cfg(feature = "sim")]
+#[forbid(unsafe_code)]
+pub mod sim;
 #[forbid(unsafe_code)]
 pub mod store;

@@ -341,12 +341,14 @@ fn send(inner: &[u8]) -> Result<SendRef<'_>, DecodeError> {
         id: [0; 16],
         body: &[],
     };
-    let (mut to, mut id): (&[u8], &[u8]) = (&[], &[]);
+    let mut to = Ok("");
+    let mut id: &[u8] = &[];
     let mut fields = Fields(inner);
     while let Some((number, value)) = fields.next()? {
         match number {
             1 => send.tag = value.varint()?,
-            2 => to = value.bytes()?,
+            // The last one counts, but none may be anything but text.
+            2 => to = to.and(core::str::from_utf8(value.bytes()?)),
             3 => send.n = value.varint()?,
             4 => id = value.bytes()?,
             5 => send.body = value.bytes()?,
@@ -356,7 +358,7 @@ fn send(inner: &[u8]) -> Result<SendRef<'_>, DecodeError> {
     let tag = send.tag;
     require(tag != 0, tag, "tag")?;
     require(send.n != 0, tag, "n")?;
-    send.to = core::str::from_utf8(to).map_err(|_| DecodeError::BadField { tag, field: "to" })?;
+    send.to = to.map_err(|_| DecodeError::BadField { tag, field: "to" })?;
     send.id = id
         .try_into()
         .map_err(|_| DecodeError::BadField { tag, field: "id" })?;

@@ -591,6 +591,25 @@ fn bad_fields_of_a_send_are_named_with_its_tag() {
     let mut not_text = vec![0x12, 25, 0x08, 8, 0x18, 1, 0x12, 1, 0xff, 0x22, 16];
     not_text.extend([0; 16]);
     assert_eq!(decode_client(&not_text), bad(8, "to"));
+    // A recipient that stands twice: the last one counts, and both must be text.
+    let twice = |first: u8| {
+        let mut twice = vec![
+            0x12, 28, 0x08, 8, 0x18, 1, 0x12, 1, first, 0x12, 1, b'b', 0x22, 16,
+        ];
+        twice.extend([0; 16]);
+        decode_client(&twice).map(|frame| match frame {
+            ClientFrameRef::Send(send) => send.to.to_owned(),
+            other => panic!("{other:?}"),
+        })
+    };
+    assert_eq!(twice(b'a'), Ok("b".to_owned()));
+    assert_eq!(
+        twice(0xff),
+        Err(DecodeError::BadField {
+            tag: 8,
+            field: "to"
+        })
+    );
 }
 
 /// R: A-5

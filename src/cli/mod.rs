@@ -6,9 +6,11 @@
 //!
 //! What a command does is elsewhere: this module reads arguments and prints results.
 
+mod backup;
 mod chat;
 mod completions;
 mod config;
+mod log;
 mod logging;
 pub mod output;
 mod recv;
@@ -25,9 +27,9 @@ use clap::{Parser, Subcommand};
 
 pub use output::Failure;
 
-/// The exit code of every failure, but wrong usage and no switch to ask.
+/// The exit code of every failure, but wrong usage and nothing to ask or to look at.
 pub const EXIT_FAILURE: u8 = 1;
-/// The exit code of wrong usage, and of a command that found no switch to ask.
+/// The exit code of wrong usage, and of a command that found no switch or no data.
 pub const EXIT_USAGE: u8 = 2;
 /// The data directory of every command that is not told another.
 pub const DATA_DEFAULT: &str = "iris-data";
@@ -47,6 +49,8 @@ Examples:
   iris serve --config /etc/iris/iris.toml   a switch as configured
   iris status                               whether it is ready, and why not
   iris config check --config iris.toml      what it would run with, and where each value comes from
+  iris log verify                           whether everything on disk is as it was written
+  iris backup --to /backup/iris-1           a copy, also while the switch runs
   iris completions bash > /etc/bash_completion.d/iris
 
 Exit codes:
@@ -83,6 +87,12 @@ enum Command {
     Chat(chat::ChatArgs),
     /// Check a configuration
     Config(config::ConfigArgs),
+    /// Look into the logs of a data directory; set damage aside
+    Log(log::LogArgs),
+    /// Copy a data directory, also while a switch serves it
+    Backup(backup::BackupArgs),
+    /// Make a data directory of a backup
+    Restore(backup::RestoreArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -109,6 +119,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Recv(args) => recv::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Config(args) => config::run(&args),
+        Command::Log(args) => log::run(&args),
+        Command::Backup(args) => backup::run(&args),
+        Command::Restore(args) => backup::run_restore(&args),
         Command::Completions(args) => completions::run(&args),
     };
     match result {
@@ -117,11 +130,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             output::complain(&line);
             ExitCode::from(EXIT_FAILURE)
         }
-        Err(Failure::NotRunning(line)) => {
+        Err(Failure::NotRunning(line) | Failure::Nothing(line)) => {
             output::complain(&line);
             ExitCode::from(EXIT_USAGE)
         }
-        Err(Failure::NotReady) => ExitCode::from(EXIT_FAILURE),
+        Err(Failure::NotReady | Failure::Damaged) => ExitCode::from(EXIT_FAILURE),
     }
 }
 
@@ -174,6 +187,12 @@ mod tests {
         assert!(refused("iris token --user a --device dev\u{1}ce").contains("printable ASCII"));
         assert!(refused("iris token --user a --ttl 25h").contains("24h"));
         assert!(refused("iris token --user a --key f").contains("--kid"));
+        assert!(refused("iris log salvage --confirm x").contains("--set-aside"));
+        assert!(refused("iris log salvage --set-aside --log 1").contains("cannot be used with"));
+        assert!(refused("iris log dump --checkpoint --bodies").contains("cannot be used with"));
+        assert!(refused("iris log dump --from-lsn 0xg").contains("position"));
+        assert!(refused("iris backup").contains("--to"));
+        assert!(refused("iris restore").contains("--from"));
         assert!(refused("iris completions dos").contains("possible values"));
         assert!(refused("iris frobnicate").contains("unrecognized"));
     }

@@ -3,7 +3,7 @@
 //! Rust ignores SIGPIPE, so a print after the reader left returns `EPIPE`, and `println!` panics on it.
 //! Results go through [`print()`], which turns it into [`Failure::ReaderGone`]: a quiet end.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::io::{self, Write};
 
 /// Why a command did not finish.
@@ -13,8 +13,12 @@ pub enum Failure {
     Told(String),
     /// One line, too, of a command that found no switch to ask. Exit code 2.
     NotRunning(String),
+    /// One line, too, of a command that found nothing to look at. Exit code 2.
+    Nothing(String),
     /// The switch is not ready; the result, which is printed, says why. Exit code 1.
     NotReady,
+    /// Something is damaged; the result, which is printed, says what. Exit code 1.
+    Damaged,
     /// Whoever read our output left: nothing to tell, exit code 0.
     ReaderGone,
 }
@@ -39,12 +43,70 @@ pub fn print(text: &str) -> Result<(), Failure> {
 
 fn write_to(to: &mut impl Write, text: &str) -> Result<(), Failure> {
     let written = writeln!(to, "{text}").and_then(|()| to.flush());
-    written.map_err(|error| match error.kind() {
+    written.map_err(not_written)
+}
+
+fn not_written(error: io::Error) -> Failure {
+    match error.kind() {
         io::ErrorKind::BrokenPipe => Failure::ReaderGone,
         _ => Failure::Told(format!(
             "cannot write to standard output ({error}); check where it goes"
         )),
-    })
+    }
+}
+
+/// Prints many lines, flushed when it is full and at the end.
+#[derive(Debug)]
+pub struct Lines {
+    to: io::BufWriter<io::StdoutLock<'static>>,
+}
+
+impl Lines {
+    /// To standard output.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            to: io::BufWriter::with_capacity(64 * 1024, io::stdout().lock()),
+        }
+    }
+
+    /// One line more.
+    pub fn line(&mut self, text: &str) -> Result<(), Failure> {
+        writeln!(self.to, "{text}").map_err(not_written)
+    }
+
+    /// The end: what is buffered goes out.
+    pub fn finish(mut self) -> Result<(), Failure> {
+        self.to.flush().map_err(not_written)
+    }
+}
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A row of a table.
+pub(super) fn cells<const N: usize>(texts: [&str; N]) -> Vec<String> {
+    texts.map(str::to_owned).to_vec()
+}
+
+/// Rows whose columns stand below each other.
+pub(super) fn columns(rows: &[Vec<String>]) -> String {
+    let mut text = String::new();
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        cells.map(String::len).max().unwrap_or(0)
+    };
+    for row in rows {
+        let cells = row.iter().enumerate();
+        let padded: Vec<String> = cells
+            .map(|(column, cell)| format!("{cell:<width$}", width = width(column)))
+            .collect();
+        let _ = writeln!(text, "{}", padded.join("  ").trim_end());
+    }
+    text
 }
 
 /// Prints one line on standard error.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::output::{cells, columns};
 use super::{DATA_DEFAULT, Failure, output};
 use crate::runtime::admin::{REQUEST_MAX, STATUS_PATH, Status, socket};
 use crate::runtime::report::{CoreReport, LogReport};
@@ -150,10 +151,6 @@ fn table(status: &Status) -> String {
     text.trim_end().to_owned()
 }
 
-fn cells<const N: usize>(texts: [&str; N]) -> Vec<String> {
-    texts.map(str::to_owned).to_vec()
-}
-
 fn core_row(core: &CoreReport) -> Vec<String> {
     vec![
         core.core.to_string(),
@@ -184,23 +181,6 @@ fn log_row(log: &LogReport) -> Vec<String> {
             damaged.join(",")
         },
     ]
-}
-
-/// Rows whose columns stand below each other.
-fn columns(rows: &[Vec<String>]) -> String {
-    let mut text = String::new();
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(String::len).max().unwrap_or(0)
-    };
-    for row in rows {
-        let cells = row.iter().enumerate();
-        let padded: Vec<String> = cells
-            .map(|(column, cell)| format!("{cell:<width$}", width = width(column)))
-            .collect();
-        let _ = writeln!(text, "{}", padded.join("  ").trim_end());
-    }
-    text
 }
 
 #[cfg(test)]

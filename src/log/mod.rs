@@ -30,6 +30,7 @@ mod items;
 pub mod limits;
 mod part;
 pub mod recovery;
+pub mod survey;
 mod writer;
 
 pub use builder::FrameBuilder;

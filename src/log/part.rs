@@ -13,9 +13,14 @@ use super::format::{
 use super::items::items;
 use super::limits::{ALIGN, FRAME_HEADER_BYTES, RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use super::recovery::{CUT_BLOCK_BYTES, Fault, Recovered};
+use crate::planted::{self, Bug};
 
 /// Comparing with it is the fastest way to know a block of zeros.
 pub(super) static ZEROS: [u8; CUT_BLOCK_BYTES] = [0; CUT_BLOCK_BYTES];
+
+/// Why there is no frame to be believed at a place; the frame, when its header is whole and its body is
+/// not.
+pub(super) type Stop = (Fault, Option<FrameHeader>);
 
 /// A segment, perhaps not whole.
 #[derive(Debug)]
@@ -61,6 +66,11 @@ impl<'a> Part<'a> {
         self.first_lsn + self.size.bytes()
     }
 
+    /// Offset of a position that lies in this segment.
+    pub fn offset_of(&self, lsn: u64) -> usize {
+        self.size.offset_of(lsn)
+    }
+
     /// The salt of the frames: the header's; without a whole header that of the first frame;
     /// without that too, that of the longest row of whole frames. None: there is no frame.
     pub fn salt(&self) -> Option<u64> {
@@ -92,6 +102,38 @@ impl<'a> Part<'a> {
             }
         }
         salt
+    }
+
+    /// The frame at `offset` and its body, if everything about it is right. With a `prev_crc` it must
+    /// continue the frame that has it.
+    pub fn frame_at(
+        &self,
+        offset: usize,
+        salt: u64,
+        prev_crc: Option<u32>,
+    ) -> Result<(FrameHeader, &'a [u8]), Stop> {
+        let rest = self.bytes.get(offset..).unwrap_or_default();
+        let Some(frame) = FrameHeader::decode(rest) else {
+            let header = &rest[..rest.len().min(FRAME_HEADER_BYTES)];
+            let zero = header.iter().all(|byte| *byte == 0);
+            return Err((if zero { Fault::Zero } else { Fault::Header }, None));
+        };
+        let lsn = self.first_lsn + offset as u64;
+        if frame.salt != salt || frame.lsn != lsn || frame.synced_lsn > frame.lsn {
+            return Err((Fault::Stale, None));
+        }
+        let Some(body) = rest.get(FRAME_HEADER_BYTES..frame.frame_len()) else {
+            let fits = frame.lsn + frame.frame_len() as u64 <= self.end_lsn();
+            return Err((Fault::Length, fits.then_some(frame))); // fits: the file is short
+        };
+        let (stored, computed) = (frame.body_crc, crc32fast::hash(body));
+        if computed != stored && !planted::is(Bug::TornAccepted) {
+            return Err((Fault::Body { stored, computed }, Some(frame)));
+        }
+        if prev_crc.is_some_and(|prev_crc| frame.prev_crc != prev_crc) {
+            return Err((Fault::Chain, None));
+        }
+        Ok((frame, body))
     }
 
     /// The header of the frame at `offset`, if it is whole, belongs here and its body would fit.

@@ -27,7 +27,8 @@ use super::format::{
     SegmentSize, records,
 };
 use super::limits::{ALIGN, FRAME_HEADER_BYTES, HOLES_MAX, SEGMENT_HEADER_BYTES};
-use super::part::{Part, ZEROS};
+use super::part::{Part, Stop, ZEROS};
+use crate::planted::{self, Bug};
 
 /// Bytes of the blocks in which leftovers behind a torn tail are found and zeroed.
 pub const CUT_BLOCK_BYTES: usize = 4096;
@@ -274,9 +275,6 @@ struct Proof {
     synced_lsn: u64,
 }
 
-/// Why the scan stopped at a position; the frame, when its header is whole and its body is not.
-type Stop = (Fault, Option<FrameHeader>);
-
 struct Scan<'a, 'v> {
     size: SegmentSize,
     /// All below is known to have been durable.
@@ -352,30 +350,9 @@ impl<'a> Scan<'a, '_> {
 
     /// The frame at the tail, if everything about it is right.
     fn frame_at(&self, number: usize, salt: u64) -> Result<(FrameHeader, &'a [u8]), Stop> {
-        let bytes = self.parts[number].bytes;
-        let rest = bytes
-            .get(self.size.offset_of(self.tail.end)..)
-            .unwrap_or_default();
-        let Some(frame) = FrameHeader::decode(rest) else {
-            let header = &rest[..rest.len().min(FRAME_HEADER_BYTES)];
-            let zero = header.iter().all(|byte| *byte == 0);
-            return Err((if zero { Fault::Zero } else { Fault::Header }, None));
-        };
-        if frame.salt != salt || frame.lsn != self.tail.end || frame.synced_lsn > frame.lsn {
-            return Err((Fault::Stale, None));
-        }
-        let Some(body) = rest.get(FRAME_HEADER_BYTES..frame.frame_len()) else {
-            let fits = frame.lsn + frame.frame_len() as u64 <= self.parts[number].end_lsn();
-            return Err((Fault::Length, fits.then_some(frame))); // fits: the file is short
-        };
-        let (stored, computed) = (frame.body_crc, crc32fast::hash(body));
-        if computed != stored {
-            return Err((Fault::Body { stored, computed }, Some(frame)));
-        }
-        if self.is_chained && frame.prev_crc != self.tail.prev_crc {
-            return Err((Fault::Chain, None));
-        }
-        Ok((frame, body))
+        let offset = self.size.offset_of(self.tail.end);
+        let prev_crc = self.is_chained.then_some(self.tail.prev_crc);
+        self.parts[number].frame_at(offset, salt, prev_crc)
     }
 
     /// Shows the records of a whole frame.
@@ -431,6 +408,9 @@ impl<'a> Scan<'a, '_> {
     }
 
     fn search_proof(&self, doubted: u64) -> Option<Proof> {
+        if planted::is(Bug::DamageCut) {
+            return None;
+        }
         let index = self.size.index_of(doubted);
         for part in self.parts.iter().filter(|part| part.index >= index) {
             let first_lsn = self.size.first_lsn(part.index);

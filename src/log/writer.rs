@@ -24,6 +24,7 @@ use super::format::{
 use super::limits::{
     ALIGN, BUFFERS_KEPT, FRAME_BYTES_MAX, HEADS_MAX, SEGMENT_HEADER_BYTES, SPARES, end_bytes,
 };
+use crate::planted::{self, Bug};
 
 /// One write, to be followed by a data sync of the same segment's file.
 #[derive(Debug, PartialEq, Eq)]
@@ -221,7 +222,12 @@ impl Writer {
             _ => frame.len(),
         };
         assert!(len <= self.frame_bytes_max(), "a frame over the limit");
-        let flush = if (len + self.end_room) as u64 <= self.room() {
+        let slip = if planted::is(Bug::SegmentEnd) {
+            ALIGN
+        } else {
+            0
+        };
+        let flush = if (len + self.end_room - slip) as u64 <= self.room() {
             self.append(frame, kind, heads)
         } else {
             self.rotate(frame, kind, heads)?

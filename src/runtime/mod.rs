@@ -15,6 +15,7 @@ pub mod admin;
 pub mod clock;
 pub mod dev;
 pub mod mesh;
+pub mod offline;
 pub mod policy;
 pub mod preflight;
 pub mod reactor;

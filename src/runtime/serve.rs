@@ -9,8 +9,8 @@ use thiserror::Error;
 
 use super::policy::{Policy, PolicyError, Reloading};
 use super::preflight::{self, PreflightError};
-use super::start::{NodeError, Options, Upkeep, start};
-use super::storage::{DataDirError, Format, SHARDS_DEFAULT};
+use super::start::{NodeError, Options, start};
+use super::storage::{DataDirError, Format, SHARDS_DEFAULT, Upkeep};
 use crate::config::{Config, ConfigError};
 use crate::shard::ShardConfig;
 

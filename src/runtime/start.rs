@@ -13,13 +13,12 @@ use super::admin::{Admin, AdminError, Line};
 use super::mesh::{Mesh, Parcel, Peer};
 use super::policy::Policy;
 use super::reactor::{Control, Core, CoreParts, Hooks};
-use super::storage::{DataDir, DataDirError, Files, Format, LogError, open_log};
+use super::storage::{DataDir, DataDirError, Files, Format, LogError, Upkeep, open_log};
 use super::stream::{Doorbell, Sockets, SocketsConfig, StartError};
 use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::ring::{Consumer, Producer, Sleeper, link};
 use crate::shard::ShardConfig;
-use crate::store::recover::shards_of_log;
-use crate::store::{Setup, Store};
+use crate::store::Store;
 
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
@@ -51,24 +50,6 @@ pub struct Options {
     pub upkeep: Upkeep,
     /// For tests.
     pub hooks: Hooks,
-}
-
-/// How a log is kept short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Upkeep {
-    /// Bytes of the log between two checkpoints, at least.
-    pub checkpoint_bytes: u64,
-    /// Bytes a second that cleaning reads of old segments, beside twice what is appended.
-    pub clean_bytes_per_s: u64,
-}
-
-impl Default for Upkeep {
-    fn default() -> Self {
-        Self {
-            checkpoint_bytes: 256 * 1024 * 1024,
-            clean_bytes_per_s: 4 * 1024 * 1024,
-        }
-    }
 }
 
 /// Why a node did not start.
@@ -258,7 +239,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
             #[expect(clippy::cast_possible_truncation, reason = "counted as u16 above")]
             id: CoreId(index as u16),
             placement,
-            cluster: super_block.cluster_id,
+            cluster: super_block.data_name(),
             options: options.clone(),
             data: data.clone(),
             sleeper: sleepers[index].clone(),
@@ -425,23 +406,15 @@ impl Seed {
     /// Opens this core's logs.
     fn recover(&self) -> Result<Vec<(LogId, Store, Files)>, NodeError> {
         let placement = self.placement;
-        let super_block = self.data.super_block();
         let mut logs = Vec::new();
         for log in (0..placement.logs()).map(LogId) {
             if placement.core_of_log(log) != self.id {
                 continue;
             }
-            let setup = Setup {
-                identity: self.data.identity(u32::from(log.0)),
-                incarnation: super_block.incarnation,
-                size: super_block.segment_size,
-                key: HashKey(super_block.hash_key),
-                shards_total: placement.shards(),
-                shards: shards_of_log(log.0, placement.logs(), placement.shards()),
-                shard: self.options.shard,
-                checkpoint_bytes: self.options.upkeep.checkpoint_bytes,
-                clean_bytes_per_s: self.options.upkeep.clean_bytes_per_s,
-            };
+            let options = &self.options;
+            let setup = self
+                .data
+                .setup(u32::from(log.0), options.shard, options.upkeep);
             let (store, files) = open_log(&self.data, u32::from(log.0), setup)?;
             logs.push((log, store, files));
         }

@@ -105,7 +105,7 @@ fn day_of(slot: &Slot) -> u16 {
 }
 
 /// The table of one shard.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Pairs {
     slots: Vec<Slot>,
     /// Home positions: `slots` without its tail.

@@ -20,6 +20,7 @@ use super::slot::{SLOT_BYTES, Slot};
 use super::user::User;
 use super::{Shard, ShardConfig};
 use crate::placement::{HashKey, ShardId, user_hash};
+use crate::planted::{self, Bug};
 
 /// Bytes of a user in the state at least: what a claimed count of users is checked against.
 const USER_BYTES_MIN: usize = 8 + 1 + 8 + 8 + 8;
@@ -56,7 +57,22 @@ impl Shard {
         for user in self.users.iter() {
             write_user(user, out);
         }
-        self.pairs.write_state(out);
+        if planted::is(Bug::DedupForgotten) {
+            Pairs::default().write_state(out);
+        } else if planted::is(Bug::DedupNewer) {
+            self.newer_pairs().write_state(out);
+        } else {
+            self.pairs.write_state(out);
+        }
+    }
+
+    /// A planted mistake: the pairs as they will be when all is committed that is under way.
+    fn newer_pairs(&self) -> Pairs {
+        let mut pairs = self.pairs.clone();
+        for (pair, underway) in &self.streams {
+            pairs.set(*pair, underway.last, u16::MAX);
+        }
+        pairs
     }
 
     /// A shard in the state that [`Shard::write_state`] wrote.

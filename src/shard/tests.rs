@@ -213,6 +213,28 @@ fn a_send_repeated_while_it_is_under_way_is_accepted_only_when_it_is_durable() {
 
 /// R: B-4
 #[test]
+fn answers_to_repeated_sends_come_before_those_to_sends_behind_them_in_the_same_batch() {
+    let mut world = World::new(10);
+    world.send("ann", "ben", 1, 1);
+    world.send("ann", "ben", 2, 2);
+    // The connection ends, and the next one repeats what was not answered and goes on.
+    world.send("ann", "ben", 1, 11);
+    world.send("ann", "ben", 2, 12);
+    world.send("ann", "ben", 3, 13);
+    world.write_and_commit();
+    let accepted = world
+        .effects()
+        .into_iter()
+        .filter_map(|effect| match effect {
+            Effect::Accepted { reply, n } => Some((reply.tag, n.0)),
+            _ => None,
+        });
+    let expected = [(1, 1), (2, 2), (11, 1), (12, 2), (13, 3)];
+    assert_eq!(accepted.collect::<Vec<_>>(), expected);
+}
+
+/// R: B-4
+#[test]
 fn a_skipped_number_is_refused_with_the_number_expected() {
     let mut world = World::new(100);
     world.send("ann", "ben", 2, 10);
@@ -227,6 +249,29 @@ fn a_skipped_number_is_refused_with_the_number_expected() {
         [accepted(11, 1), grown(0), gap(12, 2), gap(13, 2)]
     );
     assert_eq!(world.head("ben"), 1);
+}
+
+/// R: D-2
+#[test]
+fn a_message_that_does_not_follow_the_state_it_is_replayed_on_is_counted() {
+    let mut world = World::new(100);
+    for n in 1..=3 {
+        world.send("ann", "ben", n, n);
+        world.write_and_commit();
+    }
+    assert_eq!(world.shard.strayed(), 0);
+    let mut replica = Shard::new(ShardId(0), KEY, config(100));
+    for (index, nth) in [(1, 0), (2, 2)] {
+        let entry = Entry {
+            index,
+            term: SINGLE_NODE_TERM,
+            time_ms: 1_000,
+            payload: &world.log[nth].2,
+            position: 0,
+        };
+        replica.apply(&entry, &[], &mut Vec::new()).unwrap();
+    }
+    assert_eq!(replica.strayed(), 1, "number 3 behind number 1");
 }
 
 /// R: B-4

@@ -49,12 +49,14 @@ struct Running {
 /// Checkpoints there are, and the one in the making.
 #[derive(Debug)]
 pub(super) struct Checkpointing {
-    /// One or two, oldest first.
+    /// One or two, oldest first; more after a start that found more.
     kept: Vec<Kept>,
     running: Option<Running>,
     retry_at_us: u64,
     failed: bool,
     failures: u64,
+    /// One is wanted, however little the log has grown.
+    wanted: bool,
 }
 
 impl Checkpointing {
@@ -67,6 +69,7 @@ impl Checkpointing {
             retry_at_us: 0,
             failed: false,
             failures: 0,
+            wanted: false,
         }
     }
 
@@ -111,7 +114,8 @@ impl Store {
             && !self.is_resting
             && self.quarantined.is_empty()
             && now.monotonic_us >= self.checkpointing.retry_at_us;
-        if !may || grown < due || grown == 0 {
+        let is_due = grown >= due || self.checkpointing.wanted;
+        if !may || !is_due || grown == 0 {
             return;
         }
         let (lsn, header) = (
@@ -125,6 +129,7 @@ impl Store {
                 sections: self.shards.len() as u32,
             },
         );
+        self.checkpointing.wanted = false;
         // Should it fail, the next is not tried at once.
         self.checkpointing.retry_at_us = now.monotonic_us + RETRY_AFTER_US;
         self.checkpointing.running = Some(Running {
@@ -137,6 +142,11 @@ impl Store {
             state: Vec::new(),
         });
         io.push(Io::CheckpointBegin { lsn });
+    }
+
+    /// A checkpoint is begun with the next poll that can, however little the log has grown.
+    pub fn checkpoint_now(&mut self) {
+        self.checkpointing.wanted = true;
     }
 
     /// Hands over the next part of a checkpoint in the making, or asks for its end.

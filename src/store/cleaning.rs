@@ -19,6 +19,8 @@ use std::ops::Range;
 use super::{Io, Move, Now, Store};
 use crate::log::limits::{ALIGN, ITEM_HEADER_BYTES};
 use crate::log::{FrameBuilder, Harvest, Space};
+use crate::planted::{self, Bug};
+use crate::shard::Change;
 use crate::shard::command::{self, Command};
 
 /// Bytes of a segment that are read at a time.
@@ -169,6 +171,9 @@ impl Store {
         for (position, range) in harvest.items {
             let item = &harvest.bytes[range.clone()];
             if let Some(found) = self.find_live(position, item) {
+                if planted::is(Bug::RelocationDrops) && self.drop(&found, position) {
+                    continue;
+                }
                 queue.push_back((found, range));
             }
         }
@@ -182,6 +187,19 @@ impl Store {
         victim.bytes = harvest.bytes;
         victim.queue = queue;
         self.cleaning.damaged += u64::from(harvest.damaged);
+    }
+
+    /// A planted mistake: counts one message of a segment as moved that is not. Says whether it did.
+    fn drop(&mut self, message: &Move, position: u64) -> bool {
+        if !position.is_multiple_of(3) {
+            return false;
+        }
+        let shard = self.shard(message.shard);
+        let slot = shard.and_then(|shard| shard.users().get(message.user).slot(message.seq));
+        let bytes = slot.map_or(0, |slot| slot.bytes().cast_signed());
+        let bytes = -bytes;
+        self.ledger.book([Change { position, bytes }]);
+        true
     }
 
     /// A batch of moves has become durable.
@@ -215,6 +233,7 @@ impl Store {
         let Some(victim) = self.cleaning.victim.take_if(is_done) else {
             return;
         };
+        self.cleaning.look_at_us = 0; // for the next one, at once: the pace is that of reading
         if self.ledger.live(victim.segment) > 0 {
             // Something in it cannot be read. It stays as it is: a person may still save it.
             self.cleaning.stuck.insert(victim.segment);
@@ -224,7 +243,11 @@ impl Store {
 
     /// Removes segments that no inbox and no replay needs.
     fn remove_dead(&mut self, io: &mut Vec<Io>) {
-        let bound = self.setup.size.index_of(self.checkpointing.keep_from());
+        let keep_from = match planted::is(Bug::SegmentTooEarly) {
+            true => self.writer.end(),
+            false => self.checkpointing.keep_from(),
+        };
+        let bound = self.setup.size.index_of(keep_from);
         let victim = self.cleaning.victim.as_ref().map(|victim| victim.segment);
         let dead = self.ledger.before(bound);
         let dead = dead.filter(|(segment, live)| *live == 0 && Some(*segment) != victim);

@@ -98,6 +98,17 @@ impl Ledger {
         self.live.len()
     }
 
+    /// Bytes of the segments from `bound` on, and those of them that are live.
+    #[must_use]
+    pub fn since(&self, bound: u64) -> (u64, u64) {
+        let (mut segments, mut live) = (0, 0);
+        for (_, bytes) in self.live.range(bound..) {
+            segments += 1;
+            live += bytes;
+        }
+        (segments * self.size.bytes(), live)
+    }
+
     /// The segments before `bound` and what is live in them, in order.
     pub fn before(&self, bound: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.live

@@ -36,6 +36,7 @@ use crate::log::{
     Writer,
 };
 use crate::placement::{HashKey, ShardId, user_hash};
+use crate::planted::{self, Bug};
 use crate::shard::slot::POSITION_MAX;
 use crate::shard::user::UserSlot;
 use crate::shard::{Effect, Input, SINGLE_NODE_TERM, Shard, ShardConfig};
@@ -183,6 +184,10 @@ pub struct Status {
     pub used_bytes: u64,
     /// Bytes of messages that inboxes refer to.
     pub live_bytes: u64,
+    /// Bytes of those segments that a replay may need, which stay whatever is live in them.
+    pub replay_bytes: u64,
+    /// Bytes of messages in these that inboxes refer to.
+    pub replay_live_bytes: u64,
     /// Position of the newest checkpoint.
     pub checkpoint: Option<u64>,
     /// Checkpoints that could not be written, since the start.
@@ -254,6 +259,9 @@ pub struct Store {
     scratch: Vec<Effect>,
     commits: u64,
     committed: u64,
+    /// What a planted mistake has to say later.
+    #[cfg(feature = "sim")]
+    early: VecDeque<(ShardId, Effect)>,
 }
 
 impl Store {
@@ -289,6 +297,8 @@ impl Store {
     /// What there is to say of it.
     #[must_use]
     pub fn status(&self) -> Status {
+        let replay_from = self.setup.size.index_of(self.checkpointing.keep_from());
+        let (replay_bytes, replay_live_bytes) = self.ledger.since(replay_from);
         Status {
             end: self.writer.end(),
             durable: self.writer.durable_end(),
@@ -296,6 +306,8 @@ impl Store {
             segments: self.ledger.segments(),
             used_bytes: self.ledger.used_total(),
             live_bytes: self.ledger.live_total(),
+            replay_bytes,
+            replay_live_bytes,
             checkpoint: self.checkpointing.newest(),
             checkpoint_failures: self.checkpointing.failures(),
             moved_bytes: self.cleaning.moved_bytes,
@@ -308,7 +320,8 @@ impl Store {
     /// what is left is for cursors and whatever else makes room.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.writer.space() == Space::Enough && self.writer.end() < POSITION_MAX - POSITION_RESERVE
+        let has_space = self.writer.space() == Space::Enough || planted::is(Bug::FullDiskAccepts);
+        has_space && self.writer.end() < POSITION_MAX - POSITION_RESERVE
     }
 
     /// Bytes of commands that wait for the log.
@@ -393,8 +406,13 @@ impl Store {
             self.sweep(now);
         }
         if self.flight.is_none() {
-            self.begin_checkpoint(now, io);
+            if !planted::is(Bug::ScanTooLate) {
+                self.begin_checkpoint(now, io);
+            }
             self.begin_flush(now, more_input, io);
+            if planted::is(Bug::ScanTooLate) {
+                self.begin_checkpoint(now, io);
+            }
         }
         while let Some(segment) = self.writer.wants_segment() {
             io.push(Io::PrepareSegment { segment });
@@ -436,6 +454,8 @@ impl Store {
         };
         self.writer.durable(flight.end);
         self.commits += 1;
+        #[cfg(feature = "sim")]
+        effects.append(&mut self.early);
         for part in flight.parts {
             match part {
                 Part::Batch(id, position) => {
@@ -561,11 +581,30 @@ impl Store {
             self.ledger.open(write.segment);
             self.cleaning.earn(2 * write.bytes.len() as u64);
         }
+        #[cfg(feature = "sim")]
+        if planted::is(Bug::VisibleBeforeSync) {
+            self.show_early(now, &mut parts);
+        }
         self.flight = Some(Flight {
             end: flush.end,
             parts,
         });
         io.push(Io::Flush(flush));
+    }
+
+    /// A planted mistake: applies what is only written.
+    #[cfg(feature = "sim")]
+    fn show_early(&mut self, now: Now, parts: &mut Vec<Part>) {
+        let mut early = std::mem::take(&mut self.early);
+        for part in std::mem::take(parts) {
+            match part {
+                Part::Batch(id, position) => {
+                    self.step(now, id, Input::Committed { position }, &mut early);
+                }
+                moved @ Part::Moved(_) => parts.push(moved),
+            }
+        }
+        self.early = early;
     }
 
     /// One more batch of a shard has its place in the log.

@@ -23,6 +23,7 @@ use crate::log::{
     Writer, WriterStart, heads, items,
 };
 use crate::placement::ShardId;
+use crate::planted::{self, Bug};
 use crate::shard::command::{self, Command};
 use crate::shard::state::StateError;
 use crate::shard::{ApplyError, Change, Effect, Entry, Shard};
@@ -254,22 +255,19 @@ pub(super) fn begin(setup: &Setup, found: &Found<'_>) -> Result<Beginning, Recov
     for (nth, (lsn, bytes)) in found.checkpoints.iter().enumerate().rev() {
         match load(setup, *lsn, bytes) {
             Ok((shards, header)) => {
-                // An older one is kept as the second choice if there is one, else the log's beginning.
-                let before = found.checkpoints[..nth].last();
-                let older = before.map(|(lsn, bytes)| Kept {
+                // The one before it is the second choice, else the log's beginning. There are more when
+                // their removal did not last; they go with the next checkpoint.
+                let kept = found.checkpoints[..=nth].iter().map(|(lsn, bytes)| Kept {
                     lsn: *lsn,
                     bytes: bytes.len() as u64,
                 });
-                let origin = has_origin.then_some(Kept { lsn: 0, bytes: 0 });
-                let newest = Kept {
-                    lsn: *lsn,
-                    bytes: bytes.len() as u64,
-                };
+                let origin = has_origin && nth == 0;
+                let origin = origin.then_some(Kept { lsn: 0, bytes: 0 });
                 return Ok(Beginning {
                     shards,
                     lsn: header.scan_lsn,
                     prev_crc: header.prev_crc,
-                    kept: older.or(origin).into_iter().chain([newest]).collect(),
+                    kept: origin.into_iter().chain(kept).collect(),
                     unusable,
                 });
             }
@@ -290,6 +288,17 @@ pub(super) fn begin(setup: &Setup, found: &Found<'_>) -> Result<Beginning, Recov
         kept: vec![Kept { lsn: 0, bytes: 0 }],
         unusable,
     })
+}
+
+/// Whether a checkpoint file of this position could be used: how many shards it has, or why not.
+///
+/// # Errors
+/// What is wrong with it, in words.
+pub fn judge_checkpoint(setup: &Setup, lsn: u64, bytes: &[u8]) -> Result<usize, String> {
+    match load(setup, lsn, bytes) {
+        Ok((shards, _)) => Ok(shards.len()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Reads one checkpoint: all its shards, in the order of the setup.
@@ -432,6 +441,10 @@ impl<'a> Replay<'a> {
         shard.apply(&entry, &[], &mut self.effects)?;
         shard.changes();
         self.standing[place] = Standing::Whole;
+        if shard.strayed() > 0 {
+            let reason = "does not follow from what is before it: was it salvaged behind a checkpoint that is gone?";
+            self.damage(place, format!("entry {index} {reason}"));
+        }
         Ok(())
     }
 
@@ -445,8 +458,10 @@ impl<'a> Replay<'a> {
                 continue;
             };
             let shard = &mut self.shards[place];
+            let mut seq = append.seq;
+            seq.0 += u64::from(planted::is(Bug::RelocationMisplaced));
             if let Some(user) = shard.find(append.to) {
-                shard.relocate(user, append.seq, record.lsn_of_payload + offset as u64);
+                shard.relocate(user, seq, record.lsn_of_payload + offset as u64);
                 shard.changes();
             }
         }
@@ -514,7 +529,6 @@ impl Store {
                 ));
             }
         }
-        let places = setup.places();
         let heads = judged.iter();
         let heads = heads.map(|(shard, _)| (shard.id().0, shard.applied()));
         let mut heads: Vec<(u16, u64)> = heads.collect();
@@ -546,7 +560,7 @@ impl Store {
             writer,
             is_ready: vec![false; served.len()],
             shards: served,
-            places,
+            places: setup.places(),
             quarantined,
             heads,
             loaded: Vec::new(),
@@ -564,6 +578,8 @@ impl Store {
             scratch: Vec::new(),
             commits: 0,
             committed: 0,
+            #[cfg(feature = "sim")]
+            early: std::collections::VecDeque::new(),
             setup,
         }
     }
@@ -578,25 +594,30 @@ fn book(
     ledger: &mut Ledger,
     report: &mut Report,
 ) -> u64 {
-    let mut missing = 0;
+    let (mut missing, mut entries) = (0, 0);
     for user in shard.users().iter() {
-        for (seq, slot) in user.slots() {
-            report.entries += 1;
-            let Some(position) = slot.position() else {
-                continue;
-            };
+        // Neighbours lie in one segment, mostly: whether it exists is asked once.
+        let (mut last, mut exists) = (u64::MAX, false);
+        let changes = user.slots().filter_map(|(seq, slot)| {
+            entries += 1;
+            let position = slot.position()?;
+            let segment = setup.size.index_of(position);
+            if segment != last {
+                (last, exists) = (segment, ledger.has(segment));
+            }
             let mut holes = report.holes.iter();
             let in_hole = holes.any(|hole| (hole.from..hole.to).contains(&position));
-            if !ledger.has(setup.size.index_of(position))
-                || (in_hole && !is_readable(setup, found, position, user.name(), seq))
-            {
+            if !exists || (in_hole && !is_readable(setup, found, position, user.name(), seq)) {
                 missing += 1;
-            } else {
-                let bytes = slot.bytes().cast_signed();
-                ledger.book([Change { position, bytes }]);
+                return None;
             }
-        }
+            let bytes = slot.bytes().cast_signed();
+            Some(Change { position, bytes })
+        });
+        let booked: Vec<Change> = changes.collect();
+        ledger.book(booked);
     }
+    report.entries += entries;
     missing
 }
 

@@ -12,7 +12,7 @@
 //! This decides and writes nothing; the shell writes the checkpoint once a person has agreed. The damaged
 //! bytes stay where they are.
 
-use crate::log::limits::{ITEM_HEADER_BYTES, SEGMENT_HEADER_BYTES};
+use crate::log::limits::ITEM_HEADER_BYTES;
 use crate::log::recovery::{Origin, Recovered as Record, Seen, scan};
 use crate::log::{CheckpointHeader, CheckpointWriter, RecordKind, heads, item_at, items};
 use crate::placement::ShardId;
@@ -130,8 +130,7 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
 fn see(setup: &Setup, shards: &mut [(bool, Salvage)], seen: &Seen<'_>) {
     match seen {
         Seen::Hole(hole) if hole.records_missing != Some(0) => {
-            let bytes = (hole.to - hole.from).saturating_sub(SEGMENT_HEADER_BYTES as u64);
-            let bytes = bytes.max(MESSAGE_BYTES_MIN);
+            let bytes = (hole.to - hole.from).max(MESSAGE_BYTES_MIN);
             for (_, shard) in shards.iter_mut().filter(|(damaged, _)| *damaged) {
                 shard.hole(bytes / MESSAGE_BYTES_MIN);
             }

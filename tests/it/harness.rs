@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, unbounded};
 use iris::auth::{MintRequest, SigningKey, mint};
@@ -31,11 +31,29 @@ pub fn iris() -> Command {
 }
 
 /// How a switch is started.
+#[derive(Clone)]
 pub struct Setup {
     pub cores: String,
     pub environment: Vec<(&'static str, String)>,
     /// A configuration file instead of `--dev`.
     pub config: Option<PathBuf>,
+}
+
+impl Setup {
+    /// The smallest segments, a checkpoint for every MiB, and hardly any history: it rotates,
+    /// checkpoints and cleans within seconds.
+    pub fn small_storage() -> Self {
+        let environment = [
+            ("IRIS_STORAGE__SEGMENT_BYTES", "2097152"),
+            ("IRIS_STORAGE__CHECKPOINT_BYTES", "1048576"),
+            ("IRIS_STORAGE__RETENTION_ENTRIES", "50"),
+        ];
+        let environment = environment.map(|(name, value)| (name, value.to_owned()));
+        Self {
+            environment: environment.to_vec(),
+            ..Self::default()
+        }
+    }
 }
 
 impl Default for Setup {
@@ -71,7 +89,8 @@ pub fn all_cores(count: usize) -> String {
 /// A running switch. Killed when dropped.
 pub struct Server {
     child: Child,
-    log: Receiver<String>,
+    /// Lines on its standard error, as they come.
+    errors: Receiver<String>,
     pub address: SocketAddr,
     pub data: PathBuf,
 }
@@ -116,10 +135,10 @@ impl Server {
         };
         let address = address.parse().unwrap();
         drain(output);
-        let log = drain(child.stderr.take().unwrap());
+        let errors = drain(child.stderr.take().unwrap());
         Self {
             child,
-            log,
+            errors,
             address,
             data: data.to_owned(),
         }
@@ -131,14 +150,13 @@ impl Server {
 
     /// Tells it to reload.
     pub fn hang_up(&self) {
-        // SAFETY: a signal to our own child, which is waited for only when it is dropped.
-        assert_eq!(unsafe { libc::kill(self.pid() as i32, libc::SIGHUP) }, 0);
+        self.signal(libc::SIGHUP);
     }
 
     /// The next line of its log that contains `part`; those before it are passed over.
     pub fn log_line(&self, part: &str) -> String {
         loop {
-            match self.log.recv_timeout(PATIENCE) {
+            match self.errors.recv_timeout(PATIENCE) {
                 Ok(line) if line.contains(part) => return line,
                 Ok(_) => {}
                 Err(error) => panic!("`{part}` was not logged: {error}"),
@@ -146,10 +164,49 @@ impl Server {
         }
     }
 
+    fn signal(&self, signal: i32) {
+        // SAFETY: a signal to our own child, which has not been waited for: `self` is there.
+        assert_eq!(unsafe { libc::kill(self.pid() as i32, signal) }, 0);
+    }
+
     /// The end without warning, while others still look at it.
     pub fn kill_now(&self) {
-        // SAFETY: a signal to our own child, which is waited for only when it is dropped.
-        assert_eq!(unsafe { libc::kill(self.pid() as i32, libc::SIGKILL) }, 0);
+        self.signal(libc::SIGKILL);
+    }
+
+    /// Asks for the orderly end, while others still look at it.
+    pub fn terminate(&self) {
+        self.signal(libc::SIGTERM);
+    }
+
+    /// Stops it in the middle of whatever it does; returns when all of it stands still.
+    pub fn pause(&self) {
+        self.signal(libc::SIGSTOP);
+        let options = libc::WSTOPPED | libc::WEXITED | libc::WNOWAIT;
+        // SAFETY: plain data, for which zeros are a value.
+        let mut seen: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: a child of ours, which is not taken away by this, and a place for the answer.
+        let result = unsafe { libc::waitid(libc::P_PID, self.pid(), &mut seen, options) };
+        assert_eq!((result, seen.si_code), (0, libc::CLD_STOPPED));
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.signal(libc::SIGCONT);
+    }
+
+    /// Waits for the end that it comes to by itself; how it ended, and what it had said on standard
+    /// error since it was ready.
+    pub fn ended(mut self) -> (ExitStatus, Vec<String>) {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the switch goes on");
+            std::thread::yield_now();
+        };
+        (status, self.errors.iter().collect())
     }
 
     /// The end without warning.
@@ -160,8 +217,7 @@ impl Server {
 
     /// The orderly end.
     pub fn stop(mut self) -> ExitStatus {
-        // SAFETY: a signal to our own child, which has not been waited for.
-        assert_eq!(unsafe { libc::kill(self.pid() as i32, libc::SIGTERM) }, 0);
+        self.terminate();
         self.child.wait().unwrap()
     }
 
@@ -179,14 +235,14 @@ impl Drop for Server {
 
 /// Reads a pipe to its end on a thread, so that its writer never blocks; shown when a test fails.
 fn drain(pipe: impl Read + Send + 'static) -> Receiver<String> {
-    let (lines, read) = unbounded();
+    let (lines, drained) = unbounded();
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).lines().map_while(Result::ok) {
             println!("switch: {line}");
-            let _ = lines.send(line); // the test may not want it any more
+            let _ = lines.send(line); // nobody may be interested
         }
     });
-    read
+    drained
 }
 
 /// Trust anchor and signing key of a development directory.

@@ -8,12 +8,17 @@
 mod admin;
 mod crash;
 mod delivery;
+mod failed_sync;
+mod full_disk;
 mod gate;
 mod harness;
 mod hygiene;
+mod load;
 mod login;
+mod offline;
 mod raw;
 mod reauth;
 mod reload;
+mod small_disk;
 mod start;
 mod tour;

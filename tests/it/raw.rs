@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use iris_proto::v2::client_frame::Frame as ClientFrame;
 use iris_proto::v2::server_frame::Frame as ServerFrame;
@@ -173,7 +174,12 @@ impl Raw {
     }
 
     pub fn ack(&mut self, seq: u64) {
-        self.write(ClientFrame::Ack(v2::Ack { seq }));
+        self.try_ack(seq).unwrap();
+    }
+
+    /// The same with a switch that may be gone.
+    pub fn try_ack(&mut self, seq: u64) -> io::Result<()> {
+        self.try_write(ClientFrame::Ack(v2::Ack { seq }))
     }
 
     /// The next frame of any kind.
@@ -245,6 +251,18 @@ impl Raw {
         };
         assert!(self.try_next().is_err(), "something came after a Goodbye");
         reason
+    }
+
+    /// The next frame if one comes within so long; an error at the end of the connection.
+    pub fn try_next_within(&mut self, time: Duration) -> Result<Option<ServerFrame>, String> {
+        let deadline = Instant::now() + time;
+        self.stream.sock.set_read_timeout(Some(time)).unwrap();
+        let said = self.try_next();
+        self.stream.sock.set_read_timeout(Some(PATIENCE)).unwrap();
+        match said {
+            Err(_) if Instant::now() >= deadline => Ok(None),
+            said => said.map(Some),
+        }
     }
 
     /// Everything that the switch sends before it answers a Ping sent now: what is not in it had not

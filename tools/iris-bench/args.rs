@@ -24,6 +24,10 @@ pub enum Command {
     Run(RunArgs),
     /// Measure the bare disk: 16 KiB write into a pre-zeroed file, then fdatasync, one after another.
     Disk(DiskArgs),
+    /// Measure how long a start takes with many entries.
+    Recovery(RecoveryArgs),
+    /// Measure how much disk a log takes for what is in it, while old messages leave.
+    Space(SpaceArgs),
 }
 
 const RUN_MANUAL: &str = "\
@@ -137,6 +141,70 @@ pub struct DiskArgs {
     /// Seconds to measure.
     #[arg(long, short = 'd', default_value_t = 5.0, value_name = "S", value_parser = seconds)]
     pub duration: f64,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// `iris-bench recovery`.
+#[derive(Args, Clone, Debug)]
+pub struct RecoveryArgs {
+    /// The directory to make a scratch data directory in; it is removed.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Entries to write and recover; a multiple of --users.
+    #[arg(long, default_value_t = 10_000_000, value_name = "N")]
+    pub entries: u64,
+    /// Users that they are spread over.
+    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub users: u64,
+    /// Bytes of each body.
+    #[arg(long, default_value_t = 128, value_name = "BYTES")]
+    pub body: usize,
+    /// Logs, opened in parallel as by as many cores.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub logs: u32,
+    /// Starts to measure.
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub starts: u32,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// `iris-bench space`.
+#[derive(Args, Clone, Debug)]
+pub struct SpaceArgs {
+    /// The directory to make a scratch data directory in; it is removed.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Users that the messages are for.
+    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u64).range(100..))]
+    pub users: u64,
+    /// Entries that an inbox keeps (as [storage] retention_entries).
+    #[arg(long, default_value_t = 2_500, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub keep: u64,
+    /// Messages in all: so many times what all inboxes keep.
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub turns: u64,
+    /// Bytes of each body.
+    #[arg(long, default_value_t = 128, value_name = "BYTES")]
+    pub body: usize,
+    /// Logs, driven in parallel as by as many cores.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub logs: u32,
+    /// Messages a second, all logs together.
+    #[arg(long, default_value_t = 100_000.0, value_name = "R", value_parser = rate)]
+    pub rate: f64,
+    /// Bytes of a segment (as [storage] segment_bytes).
+    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
+    pub segment_bytes: u64,
+    /// Bytes of the log between two checkpoints (as [storage] checkpoint_bytes).
+    #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
+    pub checkpoint_bytes: u64,
+    /// Rows of the table.
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub samples: u32,
     /// Write the result to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -9,6 +9,7 @@
 //! | `connection` | one connection's protocol, without a socket |
 //! | `schedule`, `message`, `verify`, `stats` | pure: when, what, whether it was right, how long it took |
 //! | `report`, `disk`, `local`, `identity` | result, bare disk, this machine, keys and tokens |
+//! | `traffic`, `recovery`, `space` | logs without a network: how long a start takes, how much disk |
 #![deny(unsafe_code)]
 
 use std::path::Path;
@@ -23,10 +24,13 @@ mod engine;
 mod identity;
 mod local;
 mod message;
+mod recovery;
 mod report;
 mod run;
 mod schedule;
+mod space;
 mod stats;
+mod traffic;
 mod verify;
 
 use args::{Cli, Command};
@@ -55,6 +59,18 @@ fn execute(command: &Command) -> Result<bool, String> {
             let disk = disk::run(args)?;
             print!("{}", disk.table());
             write_json(args.json.as_deref(), || disk.json())?;
+            Ok(true)
+        }
+        Command::Recovery(args) => {
+            let recovery = recovery::run(args)?;
+            print!("{}", recovery.table());
+            write_json(args.json.as_deref(), || recovery.json())?;
+            Ok(true)
+        }
+        Command::Space(args) => {
+            let space = space::run(args)?;
+            print!("{}", space.table());
+            write_json(args.json.as_deref(), || space.json())?;
             Ok(true)
         }
     }

@@ -12,6 +12,7 @@ use super::{CLOSING_MAX, Core};
 use crate::placement::ShardId;
 use crate::runtime::mesh::{Message, messages};
 use crate::runtime::stream::SocketId;
+use crate::session::Identity;
 use crate::shard::user::UserSlot;
 use crate::shard::{Effect, Refusal, ReplyTo};
 
@@ -39,6 +40,7 @@ impl Core {
             Refusal::Gap { expected } => (RejectCode::Gap, expected, 0),
             Refusal::InboxFull => (RejectCode::InboxFull, SendNumber(0), 0),
             Refusal::DiskFull => (RejectCode::DiskFull, SendNumber(0), DISK_RETRY_MS),
+            Refusal::Unavailable => (RejectCode::Unavailable, SendNumber(0), UNAVAILABLE_RETRY_MS),
             Refusal::TooManyDevices => {
                 return self.say_goodbye(socket_of(&reply), GoodbyeReason::TooManyDevices, 0);
             }
@@ -155,6 +157,27 @@ impl Core {
         true
     }
 
+    /// A session that only sends replaces none but itself: an older connection of the same send epoch,
+    /// of which there may be sends to read that were repeated since on this one. Taken behind them they
+    /// would count as what the client sent next. False when there is a newer one.
+    pub(super) fn replace_older_sender(
+        &mut self,
+        id: SocketId,
+        identity: &Identity,
+        at: Instant,
+    ) -> bool {
+        let key = (identity.hash, identity.epoch);
+        if let Some(other) = self.senders.get(&key).copied() {
+            let live = self.connections.get(other).and_then(Connection::live);
+            if live.is_some_and(|live| live.at > at) {
+                return false;
+            }
+            self.say_goodbye(other, GoodbyeReason::Replaced, 0);
+        }
+        self.senders.insert(key, id);
+        true
+    }
+
     pub(super) fn mark_dirty(&mut self, connection: &mut Connection) {
         if !std::mem::replace(&mut connection.dirty, true) {
             self.dirty.push(connection.id);
@@ -223,6 +246,11 @@ impl Core {
         };
         self.live_sessions -= 1;
         self.propose_cursor(live);
+        let identity = &live.session.identity;
+        let sender = (identity.hash, identity.epoch);
+        if identity.send_only && self.senders.get(&sender) == Some(&id) {
+            self.senders.remove(&sender);
+        }
         let Some(user) = live.user else { return };
         let key = (live.shard, user);
         if let Some(sessions) = self.sessions.get_mut(&key) {

@@ -24,7 +24,7 @@ use crate::session::login::{check_version, identify, welcome};
 use crate::session::{FetchRefusal, Identity, Session};
 use crate::shard::command::Append;
 use crate::shard::user::Device;
-use crate::shard::{Input, ReplyTo};
+use crate::shard::{Effect, Input, Refusal, ReplyTo};
 
 /// After how many milliseconds a refused Fetch may be repeated. A guess: a page takes less.
 const FETCH_RETRY_MS: u64 = 100;
@@ -307,13 +307,14 @@ impl Core {
             at,
         } = *login;
         let shard = self.placement.shard_of(identity.hash);
-        let slot = self
-            .lanes
-            .shard(shard)
-            .and_then(|shard| shard.users().find(identity.user.as_str(), identity.hash));
+        let users = self.lanes.shard(shard).map(|shard| shard.users());
+        let slot = users.and_then(|users| users.find(identity.user.as_str(), identity.hash));
         let user = slot.filter(|_| !identity.send_only);
         // Replacing settles the cursor.
         if user.is_some_and(|user| !self.replace_older(shard, user, &identity.device, at)) {
+            return self.leave(connection, GoodbyeReason::Replaced, 0);
+        }
+        if identity.send_only && !self.replace_older_sender(connection.id, &identity, at) {
             return self.leave(connection, GoodbyeReason::Replaced, 0);
         }
         let inbox = user.zip(self.lanes.shard(shard));
@@ -336,10 +337,8 @@ impl Core {
             cluster: self.cluster.to_vec(),
             ..welcome(&identity)
         };
-        wire::encode_server(
-            &mut connection.out,
-            v2::server_frame::Frame::Welcome(welcome),
-        );
+        let welcome = v2::server_frame::Frame::Welcome(welcome);
+        wire::encode_server(&mut connection.out, welcome);
         if let Some(user) = user {
             self.sessions
                 .entry((shard, user))
@@ -426,12 +425,11 @@ impl Core {
             reply,
         };
         if !self.lanes.step(&self.now, shard, append) {
-            self.answer(&Message::Rejected {
-                reply,
-                code: RejectCode::Unavailable,
-                expected: SendNumber(0),
-                retry_after_ms: UNAVAILABLE_RETRY_MS,
-            });
+            // With the shards' answers, when the sender's connection is in its place again: it may be
+            // the one whose frames are being read.
+            let refusal = Refusal::Unavailable;
+            let refused = Effect::Refused { reply, refusal };
+            self.lanes.effects.push_back((shard, refused));
         }
     }
 

@@ -17,7 +17,7 @@ use std::time::Instant;
 use super::hooks::SyncGate;
 use crate::placement::{LogId, Placement, ShardId};
 use crate::runtime::clock::Clock;
-use crate::runtime::storage::Files;
+use crate::runtime::storage::{Files, stop_at_once};
 use crate::runtime::stream::Sockets;
 use crate::shard::{Effect, Input, Shard};
 pub use crate::store::PENDING_BYTES_MAX;
@@ -164,9 +164,7 @@ impl Lanes {
             unreachable!("no log has number {job}");
         };
         if let Err(errno) = result {
-            let error = std::io::Error::from_raw_os_error(errno);
-            tracing::error!(log = job, %error, "a log write or sync failed; the process stops here because what is on disk is unknown; check the disk, then start again");
-            std::process::abort();
+            stop_at_once(&job, &std::io::Error::from_raw_os_error(errno));
         }
         let lane = &mut self.lanes[index];
         for buffer in buffers {

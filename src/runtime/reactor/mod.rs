@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use hashbrown::HashMap;
+use iris_proto::id::SendEpoch;
 use iris_proto::v2::GoodbyeReason;
 
 use super::clock::Clock;
@@ -39,7 +40,7 @@ use super::policy::Policy;
 use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
-use crate::placement::{CoreId, LogId, Placement, ShardId};
+use crate::placement::{CoreId, LogId, Placement, ShardId, UserHash};
 use crate::ring::Sleeper;
 use crate::shard::user::UserSlot;
 use crate::store::Store;
@@ -113,6 +114,8 @@ pub(super) struct Core {
     connections: Connections,
     /// Live sessions of each user that has any, for waking them.
     sessions: HashMap<(ShardId, UserSlot), Vec<SocketId>>,
+    /// Live sessions that only send, by user and send epoch.
+    senders: HashMap<(UserHash, SendEpoch), SocketId>,
     /// Connections that are [`State::Live`].
     live_sessions: u64,
     /// Connections that may have something to send.
@@ -167,6 +170,7 @@ impl Core {
             control: parts.control,
             connections: Connections::default(),
             sessions: HashMap::new(),
+            senders: HashMap::new(),
             live_sessions: 0,
             dirty: Vec::new(),
             retry: Vec::new(),

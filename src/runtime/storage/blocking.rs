@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, bounded};
 
 use crate::placement::ShardId;
 use crate::shard::{Effect, Input};
-use crate::store::{Io, Now, Setup, Store};
+use crate::store::{Now, Setup, Store};
 
 use super::data_dir::DataDir;
 use super::files::Files;
@@ -29,7 +29,8 @@ pub struct BlockingLog {
     /// The time; moved by whoever drives.
     pub now: Now,
     woken: Receiver<()>,
-    io: Vec<Io>,
+    /// Since a thread was last heard of, while there was nothing else to do.
+    waited: Duration,
 }
 
 impl BlockingLog {
@@ -49,8 +50,19 @@ impl BlockingLog {
             effects: VecDeque::new(),
             now: Now::default(),
             woken,
-            io: Vec::new(),
+            waited: Duration::ZERO,
         })
+    }
+
+    /// Puts another maker of spares in place.
+    #[cfg(test)]
+    pub(super) fn replace_maker(&mut self, maker: super::spare::SpareMaker) {
+        self.files.replace_maker(maker);
+        let (wake, woken) = bounded(1);
+        self.files.on_done(move || {
+            let _ = wake.try_send(());
+        });
+        self.woken = woken;
     }
 
     /// Gives a shard an input.
@@ -64,19 +76,20 @@ impl BlockingLog {
     /// # Errors
     /// When a write or sync failed; the log must not be used any more then.
     pub fn poll(&mut self) -> io::Result<bool> {
-        self.files.take_done(&mut self.store, &mut self.io);
-        if self.io.is_empty() {
-            self.store.poll(self.now, false, &mut self.io);
-        }
+        let mut wanted = Vec::new();
+        self.files.take_done(&mut self.store, &mut wanted);
+        self.store.poll(self.now, false, &mut wanted);
         let mut has_flushed = false;
-        for io in std::mem::take(&mut self.io) {
+        for io in wanted {
             let Some(flush) = self.files.carry_out(io) else {
                 continue;
             };
             self.files.write_blocking(flush, &mut self.store)?;
             self.store.flushed(self.now, &mut self.effects);
             has_flushed = true;
+            self.waited = Duration::ZERO;
         }
+        self.files.unmap_removed(); // nothing is paged in behind its back here
         Ok(has_flushed)
     }
 
@@ -114,23 +127,22 @@ impl BlockingLog {
         }
     }
 
-    /// Waits for a thread to have done something; the clock goes on meanwhile.
+    /// Waits until a thread has done something, and no longer than `at_most`. Time is the caller's matter.
+    pub fn wait(&mut self, at_most: Duration) {
+        let _ = self.woken.recv_timeout(at_most); // that nothing came is no news
+    }
+
+    /// Waits a little for a thread to have done something; the clock goes on meanwhile.
     fn wait_for_threads(&mut self) -> io::Result<()> {
         const STEP: Duration = Duration::from_millis(5);
-        let mut waited = Duration::ZERO;
         self.now.monotonic_us += STEP.as_micros() as u64;
-        while self.woken.recv_timeout(STEP).is_err() {
-            self.now.monotonic_us += STEP.as_micros() as u64;
-            waited += STEP;
-            let mut io = Vec::new();
-            self.store.poll(self.now, false, &mut io);
-            if !io.is_empty() {
-                self.io = io;
-                return Ok(());
-            }
-            if waited >= PATIENCE {
-                return Err(io::Error::from(io::ErrorKind::TimedOut));
-            }
+        if self.woken.recv_timeout(STEP).is_ok() {
+            self.waited = Duration::ZERO;
+            return Ok(());
+        }
+        self.waited += STEP;
+        if self.waited >= PATIENCE {
+            return Err(io::Error::from(io::ErrorKind::TimedOut));
         }
         Ok(())
     }

@@ -7,18 +7,21 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::{info, warn};
 
 use crate::log::limits::{SEGMENT_BYTES_DEFAULT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::log::{NodeIdentity, SegmentSize};
+use crate::placement::HashKey;
+use crate::shard::ShardConfig;
+use crate::store::Setup;
+use crate::store::recover::shards_of_log;
 
 use super::limits::{LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
-use super::super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};
+use super::record::{self, Step};
+use super::super_block::{SUPER_BYTES, SUPER_NAMES, SUPER_VERSION, SuperBlock, SuperFault};
 
 const LOCK_NAME: &str = "LOCK";
-const SUPER_NAMES: [&str; 2] = ["SUPER.a", "SUPER.b"];
 /// What a directory may hold and still be formatted: our own beginnings, the development keys, and
 /// what a file system puts into its root.
 const NOT_DATA: [&str; 6] = [
@@ -53,6 +56,24 @@ impl Default for Format {
     }
 }
 
+/// How a log is kept short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upkeep {
+    /// Bytes of the log between two checkpoints, at least.
+    pub checkpoint_bytes: u64,
+    /// Bytes a second that cleaning reads of old segments, beside twice what is appended.
+    pub clean_bytes_per_s: u64,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self {
+            checkpoint_bytes: 256 * 1024 * 1024,
+            clean_bytes_per_s: 4 * 1024 * 1024,
+        }
+    }
+}
+
 /// Why a data directory cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
@@ -79,6 +100,18 @@ pub enum DataDirError {
         path: PathBuf,
         /// Its version.
         found: u32,
+    },
+    /// There is nothing.
+    #[error("there is no data directory {path}; give another path with --data")]
+    Absent {
+        /// The path.
+        path: PathBuf,
+    },
+    /// There is a directory, and nothing in it.
+    #[error("{path} is no data directory: nothing is in it; give another path with --data")]
+    Empty {
+        /// The path.
+        path: PathBuf,
     },
     /// The process may not write there.
     #[error(
@@ -161,7 +194,18 @@ pub enum DataDirError {
     },
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
+impl DataDirError {
+    /// Whether something is gone that had been there, so that there is data and it is not whole.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::SuperMissing { .. } | Self::SuperCorrupt { .. } | Self::LogMissing { .. }
+        )
+    }
+}
+
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError {
     let path = path.to_owned();
     move |source| match source.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
@@ -176,10 +220,11 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDi
 }
 
 /// Makes directories that only their owner may read: they hold everybody's messages.
-fn private_dirs() -> DirBuilder {
+fn create_private(path: &Path) -> Result<(), DataDirError> {
+    record::note(path, Step::CreateDir);
     let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    builder
+    let builder = builder.recursive(true).mode(0o700);
+    builder.create(path).map_err(failed("create", path))
 }
 
 /// A data directory that this process holds. Dropping it releases the lock.
@@ -188,9 +233,15 @@ pub struct DataDir {
     path: PathBuf,
     lock: File,
     super_block: SuperBlock,
-    /// Sequence of the superblock on disk.
-    sequence: AtomicU64,
+    /// The superblock on disk. Written at starts and stops only, by any core's thread.
+    written: Written,
 }
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "starts and stops, never a turn of a core"
+)]
+type Written = std::sync::Mutex<SuperBlock>;
 
 impl DataDir {
     /// Opens the data directory at `path`, creating and formatting it when it is absent or empty.
@@ -199,7 +250,8 @@ impl DataDir {
         create(path)?;
         let formatted = look(path)?;
         let lock = lock(path)?;
-        let mut super_block = match read_supers(path)? {
+        let supers = read_super_files(path)?;
+        let mut super_block = match newest_super(path, &supers)? {
             Some(found) => found,
             None if formatted => {
                 return Err(DataDirError::SuperCorrupt {
@@ -219,12 +271,11 @@ impl DataDir {
             shards = super_block.shards,
             "data directory opened"
         );
-        let sequence = AtomicU64::new(super_block.sequence);
         let data_dir = Self {
             path: path.to_owned(),
             lock,
+            written: Written::new(super_block.clone()),
             super_block,
-            sequence,
         };
         data_dir.publish_address("none yet")?;
         Ok(data_dir)
@@ -251,27 +302,69 @@ impl DataDir {
     }
 
     /// Notes per log how far it is known durable; a later start that finds less reports the loss.
-    /// For an orderly stop. One caller at a time.
+    /// For an orderly stop.
     pub fn record_durable(&self, durable_lsn: &[u64]) -> Result<(), DataDirError> {
         assert_eq!(
             durable_lsn.len(),
             self.super_block.logs as usize,
             "one position per log"
         );
-        let super_block = SuperBlock {
-            sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
-            durable_lsn: durable_lsn.to_vec(),
-            ..self.super_block.clone()
-        };
-        write_super(&self.path, &super_block)
+        self.write(|super_block| super_block.durable_lsn = durable_lsn.to_vec())
+    }
+
+    /// Notes that a log had been durable up to `lsn`. Before a torn tail of a damaged log is zeroed: the
+    /// frame that proves the damage may be in it, and without a proof the next start would cut the log
+    /// at the damage in silence.
+    pub(super) fn note_durable(&self, log_no: u32, lsn: u64) -> Result<(), DataDirError> {
+        self.write(|super_block| {
+            let noted = &mut super_block.durable_lsn[log_no as usize];
+            *noted = lsn.max(*noted);
+        })
+    }
+
+    fn write(&self, change: impl FnOnce(&mut SuperBlock)) -> Result<(), DataDirError> {
+        // A thread that panicked ends the process.
+        let mut written = self.written.lock().unwrap_or_else(|held| held.into_inner());
+        let mut next = written.clone();
+        change(&mut next);
+        next.sequence += 1;
+        write_super(&self.path, &next)?;
+        *written = next;
+        Ok(())
+    }
+
+    /// What the store of log `log_no` is made for. What belongs to no data directory is given.
+    pub fn setup(&self, log_no: u32, shard: ShardConfig, upkeep: Upkeep) -> Setup {
+        self.super_block.setup(log_no, shard, upkeep)
     }
 
     /// What the headers of the segments of log `log_no` say.
     pub fn identity(&self, log_no: u32) -> NodeIdentity {
-        NodeIdentity {
-            cluster_id: self.super_block.cluster_id,
-            node_id: self.super_block.node_id,
-            log: log_no,
+        self.super_block.identity(log_no)
+    }
+}
+
+impl SuperBlock {
+    /// What the store of log `log_no` is made for.
+    ///
+    /// # Panics
+    /// When there is no such log.
+    #[must_use]
+    pub fn setup(&self, log_no: u32, shard: ShardConfig, upkeep: Upkeep) -> Setup {
+        assert!(log_no < self.logs, "a log that the directory has");
+        // Both are below 65,536: a superblock with more is refused when it is read.
+        let narrow = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
+        let (shards, logs) = (narrow(self.shards), narrow(self.logs));
+        Setup {
+            identity: self.identity(log_no),
+            incarnation: self.incarnation,
+            size: self.segment_size,
+            key: HashKey(self.hash_key),
+            shards_total: shards,
+            shards: shards_of_log(narrow(log_no), logs, shards),
+            shard,
+            checkpoint_bytes: upkeep.checkpoint_bytes,
+            clean_bytes_per_s: upkeep.clean_bytes_per_s,
         }
     }
 }
@@ -292,18 +385,13 @@ fn create(path: &Path) -> Result<(), DataDirError> {
         Ok(_) => Err(DataDirError::NotADirectory {
             path: path.to_owned(),
         }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            private_dirs()
-                .create(path)
-                .map_err(failed("create", path))?;
-            sync_parent(path)
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => create_all(path),
         Err(error) => Err(failed("look at", path)(error)),
     }
 }
 
 /// Whether there is a superblock; refuses a directory that has none and is not empty.
-fn look(path: &Path) -> Result<bool, DataDirError> {
+pub(super) fn look(path: &Path) -> Result<bool, DataDirError> {
     let mut other = None;
     for entry in fs::read_dir(path).map_err(failed("list", path))? {
         let name = entry
@@ -345,50 +433,67 @@ fn lock(directory: &Path) -> Result<File, DataDirError> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            // What cannot be read is reported as unknown.
-            let _ = file.by_ref().take(LOCK_BYTES_MAX).read_to_string(&mut text);
-            let field = |name: &str| {
-                let line = text.lines().find_map(|line| line.strip_prefix(name));
-                line.unwrap_or("unknown").to_owned()
-            };
-            Err(DataDirError::Locked {
-                path: directory.to_owned(),
-                pid: field("pid="),
-                address: field("addr="),
-            })
-        }
+        Err(TryLockError::WouldBlock) => Err(locked(directory, &mut file)),
     }
 }
 
+/// What the holder of the lock wrote into it.
+pub(super) fn locked(directory: &Path, file: &mut File) -> DataDirError {
+    let mut text = String::new();
+    // What cannot be read is reported as unknown.
+    let _ = file.take(LOCK_BYTES_MAX).read_to_string(&mut text);
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or("unknown").to_owned()
+    };
+    DataDirError::Locked {
+        path: directory.to_owned(),
+        pid: field("pid="),
+        address: field("addr="),
+    }
+}
+
+/// What lies in SUPER.a and SUPER.b; `None` for one that is not there.
+pub(super) type Supers = [(&'static str, Option<Result<SuperBlock, SuperFault>>); 2];
+
+/// Reads both superblock files.
+pub(super) fn read_super_files(directory: &Path) -> Result<Supers, DataDirError> {
+    let mut supers = SUPER_NAMES.map(|name| (name, None));
+    for (name, found) in &mut supers {
+        let path = directory.join(name);
+        match read_bounded(&path) {
+            Ok(bytes) => *found = Some(SuperBlock::decode(&bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("read", &path)(error)),
+        }
+    }
+    Ok(supers)
+}
+
 /// The newest superblock that is whole. None: there are no superblock files, or none is whole.
-fn read_supers(directory: &Path) -> Result<Option<SuperBlock>, DataDirError> {
+pub(super) fn newest_super(
+    directory: &Path,
+    supers: &Supers,
+) -> Result<Option<SuperBlock>, DataDirError> {
     let mut newest: Option<SuperBlock> = None;
     let mut corrupt = None;
-    for name in SUPER_NAMES {
-        let path = directory.join(name);
-        let bytes = match read_bounded(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(failed("read", &path)(error)),
-        };
-        match SuperBlock::decode(&bytes) {
-            Ok(found) => {
-                if newest
-                    .as_ref()
-                    .is_none_or(|newest| newest.sequence < found.sequence)
-                {
-                    newest = Some(found);
-                }
+    for (name, found) in supers {
+        match found {
+            Some(Ok(found)) => {
+                let is_newer = |newest: &SuperBlock| newest.sequence < found.sequence;
+                newest = match newest {
+                    Some(newest) if !is_newer(&newest) => Some(newest),
+                    _ => Some(found.clone()),
+                };
             }
-            Err(SuperFault::Corrupt) => corrupt = Some(path),
-            Err(SuperFault::Version(found)) => {
+            Some(Err(SuperFault::Corrupt)) => corrupt = Some(directory.join(name)),
+            Some(Err(SuperFault::Version(found))) => {
                 return Err(DataDirError::OtherVersion {
                     path: directory.to_owned(),
-                    found,
+                    found: *found,
                 });
             }
+            None => {}
         }
     }
     if let (Some(path), Some(newest)) = (corrupt, newest.as_mut()) {
@@ -438,9 +543,13 @@ fn new_super_block(path: &Path, format: &Format) -> Result<SuperBlock, DataDirEr
         logs,
         segment_size,
         hash_key,
+        data_id: [0; 16],
         durable_lsn: vec![0; logs as usize],
         checkpoint_lsn: vec![0; logs as usize],
     };
+    // A process that was killed may have made the directory and not have synced its name. One that cannot
+    // be synced was made by somebody else.
+    let _ = sync_directory(parent_of(path));
     write_super(path, &super_block)?;
     info!(path = %path.display(), logs, shards, segment_bytes, "data directory formatted");
     Ok(super_block)
@@ -452,9 +561,7 @@ fn open_logs(path: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> 
         let checkpoints = checkpoints_path(path, log_no);
         if !checkpoints.is_dir() {
             // Without its checkpoints a log is replayed from its beginning, or refused.
-            private_dirs()
-                .create(&checkpoints)
-                .map_err(failed("create", &checkpoints))?;
+            create_private(&checkpoints)?;
         }
         let log = log_path(path, log_no);
         if log.is_dir() {
@@ -463,37 +570,73 @@ fn open_logs(path: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> 
         if super_block.incarnation > 0 {
             return Err(DataDirError::LogMissing { path: log });
         }
-        private_dirs()
-            .create(&log)
-            .map_err(failed("create", &log))?;
+        create_private(&log)?;
     }
     sync_directory(path)
 }
 
-/// Odd sequences go to SUPER.a, even ones to SUPER.b: the newest is never the one replaced.
+/// Odd sequences go to SUPER.a, even ones to SUPER.b: the newest is never the one replaced. So the older
+/// one may be overwritten where it lies, which needs no block on a full disk: should that stop half-way,
+/// its CRC says so and the newest is still there.
 fn write_super(directory: &Path, super_block: &SuperBlock) -> Result<(), DataDirError> {
-    let name = SUPER_NAMES[usize::from(super_block.sequence.is_multiple_of(2))];
+    let name = super_block.file_name();
     let path = directory.join(name);
+    let bytes = super_block.encode();
+    let overwrite = || {
+        let file = OpenOptions::new().write(true).open(&path)?;
+        write_synced(&file, &path, &bytes)
+    };
+    match overwrite() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => return result.map_err(failed("write", &path)),
+    }
     let unfinished = directory.join(format!("{name}.tmp"));
-    let write = || {
+    let create = || {
+        record::note(&unfinished, Step::Create);
         let file = File::create(&unfinished)?;
-        file.write_all_at(&super_block.encode(), 0)?;
-        file.sync_all()?;
+        write_synced(&file, &unfinished, &bytes)?;
+        record::note(&unfinished, Step::Rename(&path));
         fs::rename(&unfinished, &path)
     };
-    write().map_err(failed("write", &path))?;
+    create().map_err(failed("write", &path))?;
     sync_directory(directory)
 }
 
-fn sync_directory(path: &Path) -> Result<(), DataDirError> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(failed("sync", path))
+/// Makes `bytes` all that is in a file, durably.
+fn write_synced(file: &File, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    record::note(path, Step::Write(0, bytes));
+    file.write_all_at(bytes, 0)?;
+    record::note(path, Step::Len(bytes.len() as u64));
+    file.set_len(bytes.len() as u64)?;
+    record::note(path, Step::SyncBegins);
+    file.sync_all()?;
+    record::note(path, Step::Synced);
+    Ok(())
 }
 
-fn sync_parent(path: &Path) -> Result<(), DataDirError> {
+/// Makes what was created, renamed or removed in a directory durable.
+fn sync_directory(path: &Path) -> Result<(), DataDirError> {
+    record::note(path, Step::SyncDirBegins);
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(failed("sync", path))?;
+    record::note(path, Step::DirSynced);
+    Ok(())
+}
+
+/// Makes a directory and those above it that are missing, each durable before what it will hold.
+fn create_all(path: &Path) -> Result<(), DataDirError> {
+    let parent = parent_of(path);
+    if !parent.exists() {
+        create_all(parent)?;
+    }
+    create_private(path)?;
+    sync_directory(parent)
+}
+
+fn parent_of(path: &Path) -> &Path {
     match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => sync_directory(parent),
-        _ => sync_directory(Path::new(".")),
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
     }
 }

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::log::{ItemError, SegmentSize, item_at};
@@ -21,7 +22,8 @@ use crate::store::{Io, Store};
 use super::keeper::{Done, Keeper, Task};
 use super::limits::BLOCK_BYTES;
 use super::mmap::SegmentMap;
-use super::spare::{Spare, SpareMaker};
+use super::record::{self, Step};
+use super::spare::{Spare, SpareMaker, segment_path};
 
 /// Why there is no item at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +77,8 @@ impl Segment {
 /// One write as the kernel takes it.
 #[derive(Debug)]
 pub struct FileWrite {
+    /// The segment's number.
+    pub segment: u64,
     /// The segment's file; open until the flush has ended.
     pub fd: RawFd,
     /// Offset in the file.
@@ -86,6 +90,8 @@ pub struct FileWrite {
 /// The files of one log.
 #[derive(Debug)]
 pub struct Files {
+    /// Where the segments are.
+    directory: PathBuf,
     size: SegmentSize,
     /// Number of the first of `segments`.
     first: u64,
@@ -107,6 +113,7 @@ pub struct Files {
 
 /// What [`Files::new`] puts together.
 pub(super) struct Opened {
+    pub directory: PathBuf,
     pub size: SegmentSize,
     pub segments: Vec<(u64, SegmentMap)>,
     pub active: Option<(u64, File)>,
@@ -124,6 +131,7 @@ impl Files {
             |(index, _)| *index,
         );
         let mut files = Self {
+            directory: opened.directory,
             size,
             first,
             segments: VecDeque::new(),
@@ -149,9 +157,14 @@ impl Files {
         self.maker.prepare(segment);
     }
 
-    /// Whether a segment of zeros is there.
-    pub(super) fn has_spare(&self) -> bool {
-        !self.spares.is_empty()
+    #[cfg(test)]
+    pub(super) fn replace_maker(&mut self, maker: SpareMaker) {
+        self.maker = maker;
+    }
+
+    /// Segments of zeros that are there.
+    pub(super) fn spares(&self) -> usize {
+        self.spares.len()
     }
 
     /// Waits for a spare or for the news that there is none for now. For start-up only.
@@ -251,6 +264,7 @@ impl Files {
                 unreachable!("segment {} is written and was never made", write.segment);
             };
             Some(FileWrite {
+                segment: write.segment,
                 fd: file.as_raw_fd(),
                 offset: write.offset,
                 bytes: write.bytes,
@@ -275,8 +289,12 @@ impl Files {
             let Some(file) = file else {
                 unreachable!("the files that are written are open");
             };
+            let path = segment_path(&self.directory, self.size, write.segment);
+            record::note(&path, Step::Write(write.offset, &write.bytes));
             file.write_all_at(&write.bytes, write.offset)?;
+            record::note(&path, Step::SyncBegins);
             file.sync_data()?;
+            record::note(&path, Step::Synced);
             store.recycle(write.bytes);
         }
         self.flushed();

@@ -2,12 +2,14 @@
 //!
 //! All of it may take long and none of it may hold up a core, nor the thread that makes spares. Tasks
 //! are done in order, one at a time; the store has at most one checkpoint task and one harvest under
-//! way, so the queue is short.
+//! way. Only removals can be many: those that find no room in the queue wait in front of it, so that
+//! what the store waits for always finds some.
 //!
 //! A checkpoint is written under another name, synced a little at a time so that it never floods the
 //! disk while a log waits for its own sync, renamed, and its directory synced. Until then it does not
 //! exist. One that fails is removed: the log has everything.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -18,12 +20,18 @@ use tracing::{info, warn};
 
 use crate::log::{Harvest, SegmentSize, harvest};
 
+use super::fatal::{is_lost, stop_at_once};
 use super::limits::CHECKPOINT_SYNC_BYTES;
 use super::mmap::SegmentMap;
+use super::record::{self, Step};
 use super::spare::segment_path;
 
-/// Tasks under way at most: a checkpoint's, a harvest, and removals.
-const TASKS_MAX: usize = 4096;
+/// Orders in the queue at most.
+const ORDERS_MAX: usize = 64;
+/// Removals among them at most. Further ones wait, no more than there are segments.
+pub(super) const REMOVALS_MAX: usize = 56;
+/// What else can be there: a checkpoint's task, a harvest, and a waker or two.
+const _: () = assert!(REMOVALS_MAX + 4 <= ORDERS_MAX);
 /// Name of a checkpoint that is not finished.
 const UNFINISHED: &str = "unfinished.tmp";
 
@@ -50,6 +58,15 @@ pub(super) enum Task {
     },
 }
 
+impl Task {
+    fn is_removal(&self) -> bool {
+        matches!(
+            self,
+            Self::RemoveCheckpoint { .. } | Self::RemoveSegment { .. }
+        )
+    }
+}
+
 /// What it has done.
 #[derive(Debug)]
 pub(super) enum Done {
@@ -67,6 +84,8 @@ enum Order {
 pub(super) struct Keeper {
     orders: Option<Sender<Order>>,
     done: Receiver<Done>,
+    /// Removals that found no room yet, in order.
+    waiting: VecDeque<Task>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -80,8 +99,8 @@ pub(super) struct Places {
 
 impl Keeper {
     pub fn start(places: &Places) -> io::Result<Self> {
-        let (orders, received) = bounded(TASKS_MAX);
-        let (sender, done) = bounded(TASKS_MAX);
+        let (orders, received) = bounded(ORDERS_MAX);
+        let (sender, done) = bounded(ORDERS_MAX);
         let worker = Worker {
             places: places.clone(),
             orders: received,
@@ -96,29 +115,51 @@ impl Keeper {
         Ok(Self {
             orders: Some(orders),
             done,
+            waiting: VecDeque::new(),
             thread: Some(thread),
         })
     }
 
     /// Hands over a task.
-    pub fn ask(&self, task: Task) {
-        let orders = self.orders.as_ref();
-        let asked = orders.map(|orders| orders.try_send(Order::Task(task)));
-        // Only removals can be so many. One that finds no room is done at the next start of a sweep.
-        if !matches!(asked, Some(Ok(()))) {
-            warn!("the keeper thread has too much to do; a file is removed later");
+    ///
+    /// # Panics
+    /// When the store asks for more at once than it may.
+    pub fn ask(&mut self, task: Task) {
+        if task.is_removal() {
+            self.waiting.push_back(task);
+            self.hand_over();
+        } else {
+            self.order(Order::Task(task));
+        }
+    }
+
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            let is_full = orders.try_send(order).is_err_and(|error| error.is_full());
+            assert!(!is_full, "one checkpoint task and one harvest at a time");
+        }
+    }
+
+    /// Puts removals that wait into the queue, as many as it has room for.
+    fn hand_over(&mut self) {
+        while self
+            .orders
+            .as_ref()
+            .is_some_and(|orders| orders.len() < REMOVALS_MAX)
+            && let Some(task) = self.waiting.pop_front()
+        {
+            self.order(Order::Task(task));
         }
     }
 
     /// Sets what is called, on the thread, when something was done.
     pub fn on_done(&self, wake: Box<dyn Fn() + Send>) {
-        if let Some(orders) = &self.orders {
-            let _ = orders.try_send(Order::Wake(wake)); // it is the first order
-        }
+        self.order(Order::Wake(wake));
     }
 
     /// Something that was done since, if any. Never blocks.
-    pub fn take(&self) -> Option<Done> {
+    pub fn take(&mut self) -> Option<Done> {
+        self.hand_over();
         self.done.try_recv().ok()
     }
 }
@@ -136,6 +177,7 @@ impl Drop for Keeper {
 struct Unfinished {
     lsn: u64,
     file: File,
+    written: u64,
     unsynced: u64,
 }
 
@@ -167,6 +209,9 @@ impl Worker {
             Task::Begin { .. } | Task::Chunk { .. } | Task::End => {
                 let result = self.write(task);
                 if let Err(error) = &result {
+                    if is_lost(error) {
+                        stop_at_once(&self.places.checkpoints.display(), error);
+                    }
                     let path = self.places.checkpoints.display();
                     warn!(%path, %error, "a checkpoint could not be written; the log keeps what it would replace, and another is tried soon");
                     self.checkpoint = None;
@@ -176,11 +221,13 @@ impl Worker {
             }
             Task::RemoveCheckpoint { lsn } => {
                 self.remove(&checkpoint_path(&self.places.checkpoints, lsn));
+                self.wake();
             }
             Task::RemoveSegment { segment } => {
                 self.open.take_if(|(index, _)| *index == segment);
                 let Places { segments, size, .. } = &self.places;
                 self.remove(&segment_path(segments, *size, segment));
+                self.wake();
             }
             Task::Harvest {
                 segment,
@@ -195,6 +242,11 @@ impl Worker {
 
     fn tell(&self, done: Done) {
         let _ = self.done.send(done); // the log is gone: so is the thread, next
+        self.wake();
+    }
+
+    /// Something was done, or there is room for more.
+    fn wake(&self) {
         if let Some(wake) = &self.wake {
             wake();
         }
@@ -204,27 +256,38 @@ impl Worker {
         let unfinished = self.places.checkpoints.join(UNFINISHED);
         match (task, &mut self.checkpoint) {
             (Task::Begin { lsn }, checkpoint) => {
+                record::note(&unfinished, Step::Create);
                 *checkpoint = Some(Unfinished {
                     lsn,
                     file: File::create(unfinished)?,
+                    written: 0,
                     unsynced: 0,
                 });
             }
             (Task::Chunk { bytes }, Some(checkpoint)) => {
                 for piece in bytes.chunks(CHECKPOINT_SYNC_BYTES) {
+                    record::note(&unfinished, Step::Write(checkpoint.written, piece));
+                    checkpoint.written += piece.len() as u64;
                     checkpoint.file.write_all(piece)?;
                     checkpoint.unsynced += piece.len() as u64;
                     if checkpoint.unsynced >= CHECKPOINT_SYNC_BYTES as u64 {
+                        record::note(&unfinished, Step::SyncBegins);
                         checkpoint.file.sync_data()?;
+                        record::note(&unfinished, Step::Synced);
                         checkpoint.unsynced = 0;
                     }
                 }
             }
             (Task::End, Some(checkpoint)) => {
+                record::note(&unfinished, Step::SyncBegins);
                 checkpoint.file.sync_all()?;
+                record::note(&unfinished, Step::Synced);
                 let path = checkpoint_path(&self.places.checkpoints, checkpoint.lsn);
+                record::note(&unfinished, Step::Rename(&path));
                 fs::rename(unfinished, &path)?;
+                record::note(&self.places.checkpoints, Step::SyncDirBegins);
                 File::open(&self.places.checkpoints)?.sync_all()?;
+                record::note(&self.places.checkpoints, Step::DirSynced);
                 info!(path = %path.display(), lsn = checkpoint.lsn, "checkpoint written");
                 self.checkpoint = None;
             }
@@ -234,6 +297,7 @@ impl Worker {
     }
 
     fn remove(&self, path: &Path) {
+        record::note(path, Step::Unlink);
         match fs::remove_file(path) {
             Ok(()) => info!(path = %path.display(), "not needed any more, removed"),
             Err(error) => {

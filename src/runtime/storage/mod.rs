@@ -14,11 +14,14 @@
 
 mod blocking;
 mod data_dir;
+mod data_view;
+mod fatal;
 mod files;
 mod keeper;
 mod limits;
 mod mmap;
 mod open;
+mod record;
 pub mod spare;
 mod super_block;
 #[cfg(test)]
@@ -26,8 +29,11 @@ mod tests;
 
 pub use crate::log::Space;
 pub use blocking::BlockingLog;
-pub use data_dir::{DataDir, DataDirError, Format};
+pub use data_dir::{DataDir, DataDirError, Format, Upkeep};
+pub use data_view::{Access, DataView, SuperState};
+pub use fatal::stop_at_once;
 pub use files::{FileWrite, Files, ReadError};
 pub use limits::{BLOCK_BYTES, LOGS_MAX, SHARDS_DEFAULT, SHARDS_MAX};
+pub(super) use mmap::SegmentMap;
 pub use open::{LogError, Mapped, open_log};
 pub use super_block::{SUPER_BYTES, SUPER_VERSION, SuperBlock, SuperFault};

@@ -20,10 +20,11 @@ use crate::log::recovery::{CUT_BLOCK_BYTES, ScanError};
 use crate::store::Setup;
 use crate::store::recover::{Cut, Found, RecoverError, Recovered, recover};
 
-use super::data_dir::DataDir;
+use super::data_dir::{DataDir, DataDirError};
 use super::files::{Files, Opened};
 use super::keeper::{Keeper, Places, checkpoint_path};
 use super::mmap::{SegmentMap, drop_cache};
+use super::record::{self, Step};
 use super::spare::{Spare, SpareMaker, draw_salt, segment_path, zero};
 
 /// Why a log cannot be used. Nothing was changed.
@@ -35,10 +36,13 @@ pub enum LogError {
         /// The log's directory, or one file in it.
         path: PathBuf,
         /// Why.
-        source: RecoverError,
+        source: Box<RecoverError>,
         /// What to do.
         advice: &'static str,
     },
+    /// The superblock could not be written before the log is changed.
+    #[error(transparent)]
+    Noting(Box<DataDirError>),
     /// The system refused something.
     #[error("cannot {action} {path}: {source}; check the disk and the permissions")]
     Io {
@@ -51,7 +55,7 @@ pub enum LogError {
     },
 }
 
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
+pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogError {
     let path = path.to_owned();
     move |source| LogError::Io {
         action,
@@ -88,7 +92,7 @@ impl Mapped {
             size,
         };
         let mut checkpoints = Vec::new();
-        for lsn in numbers(&places.checkpoints, ".ckpt")? {
+        for lsn in checkpoint_numbers(&places.checkpoints)? {
             let path = checkpoint_path(&places.checkpoints, lsn);
             let map = map(&path, u64::MAX, past_cache)?;
             checkpoints.push((lsn, map));
@@ -150,11 +154,18 @@ pub fn open_log(
     let recovered = mapped.found(known, |found| recover(setup, found));
     let recovered = recovered.map_err(|error| explain(error, &directory, size))?;
     report(log_no, &directory, size, &recovered);
+    if !recovered.report.holes.is_empty() && !recovered.cuts.is_empty() {
+        data_dir
+            .note_durable(log_no, recovered.report.end)
+            .map_err(|source| LogError::Noting(Box::new(source)))?;
+    }
     cut(&directory, size, &recovered)?;
+    sync_names(&mapped.places)?;
     let Recovered {
         mut store, behind, ..
     } = recovered;
     let mut opened = Opened {
+        directory: directory.clone(),
         size,
         segments: Vec::new(),
         active: None,
@@ -174,7 +185,7 @@ pub fn open_log(
             if Some(index) == active {
                 let file = open_for_writing(&path)?;
                 if !is_whole {
-                    map = lengthen(&file, map, size).map_err(failed("lengthen", &path))?;
+                    map = lengthen(&path, &file, map, size).map_err(failed("lengthen", &path))?;
                 }
                 opened.active = Some((index, file));
             }
@@ -198,18 +209,38 @@ pub fn open_log(
     Ok((store, files))
 }
 
+/// A process that was killed may have left a segment's or checkpoint's name in the page cache only.
+fn sync_names(places: &Places) -> Result<(), LogError> {
+    for directory in [&places.segments, &places.checkpoints] {
+        record::note(directory, Step::SyncDirBegins);
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(failed("sync", directory))?;
+        record::note(directory, Step::DirSynced);
+    }
+    Ok(())
+}
+
 /// A new log waits for its first segment: a switch that is ready takes messages.
 fn prepare(store: &mut crate::store::Store, files: &mut Files) {
     while let Some(segment) = store.wants_segment() {
         files.prepare(segment);
     }
-    if store.active_segment().is_none() && !files.has_spare() {
+    if store.active_segment().is_none() && files.spares() == 0 {
         files.wait_for_spare(store);
     }
 }
 
+/// Positions of the checkpoints in a directory, in order. It is made when the data directory is opened; a
+/// copy that is only read may lack it.
+pub(super) fn checkpoint_numbers(directory: &Path) -> Result<Vec<u64>, LogError> {
+    match directory.is_dir() {
+        true => numbers(directory, ".ckpt"),
+        false => Ok(Vec::new()),
+    }
+}
+
 /// The numbers in the names of files that end in `suffix`, in order.
-fn numbers(directory: &Path, suffix: &str) -> Result<Vec<u64>, LogError> {
+pub(super) fn numbers(directory: &Path, suffix: &str) -> Result<Vec<u64>, LogError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
         let name = entry.map_err(failed("list", directory))?.file_name();
@@ -270,7 +301,7 @@ fn explain(error: RecoverError, directory: &Path, size: SegmentSize) -> LogError
     );
     LogError::Unusable {
         path,
-        source: error,
+        source: Box::new(error),
         advice,
     }
 }
@@ -309,15 +340,18 @@ fn cut(directory: &Path, size: SegmentSize, recovered: &Recovered) -> Result<(),
     } in &recovered.cuts
     {
         let path = segment_path(directory, size, *segment);
+        record::note(&path, Step::Write(*offset as u64, &zeros[..*len]));
         open_for_writing(&path)?
             .write_all_at(&zeros[..*len], *offset as u64)
             .map_err(failed("cut", &path))?;
     }
     for segment in &recovered.unsynced {
         let path = segment_path(directory, size, *segment);
+        record::note(&path, Step::SyncBegins);
         open_for_writing(&path)?
             .sync_all()
             .map_err(failed("sync", &path))?;
+        record::note(&path, Step::Synced);
     }
     let bytes: usize = recovered.cuts.iter().map(|cut| cut.len).sum();
     if bytes > 0 {
@@ -336,8 +370,16 @@ fn open_for_writing(path: &Path) -> Result<File, LogError> {
 }
 
 /// A segment that lost its zeros at the end gets them back.
-fn lengthen(file: &File, map: SegmentMap, size: SegmentSize) -> io::Result<SegmentMap> {
+fn lengthen(
+    path: &Path,
+    file: &File,
+    map: SegmentMap,
+    size: SegmentSize,
+) -> io::Result<SegmentMap> {
     let len = map.bytes().len() as u64;
+    record::note(path, Step::Len(size.bytes()));
+    record::note(path, Step::SyncBegins);
     zero(file, len, size.bytes(), &AtomicBool::new(false))?;
+    record::note(path, Step::Synced);
     SegmentMap::new(file, size.bytes() as usize)
 }

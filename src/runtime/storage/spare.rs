@@ -26,8 +26,10 @@ use tracing::{info, warn};
 use crate::log::SegmentSize;
 use crate::log::limits::{SEGMENT_HEADER_BYTES, SPARES};
 
+use super::fatal::{is_lost, stop_at_once};
 use super::limits::{SPARE_RETRY_MS, SPARE_RETRY_MS_MAX, ZERO_SYNC_BYTES, ZERO_WRITE_BYTES};
 use super::mmap::{SegmentMap, reserve};
+use super::record::{self, Step};
 
 /// Requests under way to the thread. Full: a file is closed by the core, which is only slower.
 const REQUESTS_MAX: usize = 64;
@@ -209,6 +211,7 @@ impl Worker {
                 self.shared.failing.store(false, Ordering::Relaxed);
                 let _ = self.ready.send(spare); // the log is gone: so is the thread, next
             }
+            Err(error) if is_lost(&error) => stop_at_once(&self.directory.display(), &error),
             Err(_) if self.shared.stop.load(Ordering::Relaxed) => return,
             Err(error) => {
                 if self.retry_ms == 0 {
@@ -226,6 +229,7 @@ impl Worker {
 
     fn make(&self, index: u64) -> io::Result<Spare> {
         let path = segment_path(&self.directory, self.size, index);
+        record::note(&path, Step::Create);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -240,13 +244,19 @@ impl Worker {
                 path.display()
             )));
         }
+        record::note(&path, Step::Len(self.size.bytes()));
+        record::note(&path, Step::SyncBegins);
         let zeroed = (self.reserve)(&file, self.size.bytes())
             .and_then(|()| zero(&file, 0, self.size.bytes(), &self.shared.stop));
         if let Err(error) = zeroed {
+            record::note(&path, Step::Len(0));
             let _ = file.set_len(0); // give the blocks back to those who need them more
             return Err(error);
         }
+        record::note(&path, Step::Synced);
+        record::note(&self.directory, Step::SyncDirBegins);
         File::open(&self.directory)?.sync_all()?;
+        record::note(&self.directory, Step::DirSynced);
         let map = SegmentMap::new(&file, self.size.bytes() as usize)?;
         Ok(Spare {
             index,

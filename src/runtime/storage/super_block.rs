@@ -3,7 +3,7 @@
 //! Magic, version and the CRC in the last four bytes keep their place in every version, so that
 //! "another version" and "broken" can be told apart for ever.
 
-use crate::log::SegmentSize;
+use crate::log::{NodeIdentity, SegmentSize};
 
 use super::limits::{LOGS_MAX, SHARDS_MAX};
 
@@ -12,6 +12,8 @@ pub const SUPER_BYTES: usize = 4096;
 /// Version of the data directory that this program reads and writes.
 pub const SUPER_VERSION: u32 = 2;
 
+/// Names of the two superblock files.
+pub(super) const SUPER_NAMES: [&str; 2] = ["SUPER.a", "SUPER.b"];
 const MAGIC: [u8; 8] = *b"IRIS-SUP";
 const CRC_AT: usize = SUPER_BYTES - 4;
 const LOGS_AT: usize = 128;
@@ -40,6 +42,9 @@ pub struct SuperBlock {
     pub segment_size: SegmentSize,
     /// Key of the hash that maps a user to a shard; never changes.
     pub hash_key: [u8; 16],
+    /// Drawn when the directory was restored from a backup, whose positions may lie behind what clients
+    /// saw; zero before that. See [`SuperBlock::data_name`].
+    pub data_id: [u8; 16],
     /// Per log: position up to which it was known durable when this was written. A log that ends
     /// before it has lost data.
     pub durable_lsn: Vec<u64>,
@@ -79,6 +84,32 @@ impl Reader<'_> {
 }
 
 impl SuperBlock {
+    /// What clients know the data by (`Welcome.cluster`): when it changes, they forget their positions.
+    #[must_use]
+    pub fn data_name(&self) -> [u8; 16] {
+        if self.data_id == [0; 16] {
+            return self.cluster_id;
+        }
+        self.data_id
+    }
+
+    /// What the headers of the segments of log `log` say.
+    #[must_use]
+    pub fn identity(&self, log: u32) -> NodeIdentity {
+        NodeIdentity {
+            cluster_id: self.cluster_id,
+            node_id: self.node_id,
+            log,
+        }
+    }
+
+    /// The file that it is written to: odd sequences to SUPER.a, even ones to SUPER.b, so that the newest
+    /// is never the one replaced.
+    #[must_use]
+    pub fn file_name(&self) -> &'static str {
+        SUPER_NAMES[usize::from(self.sequence.is_multiple_of(2))]
+    }
+
     /// The 4 KiB to be written.
     pub fn encode(&self) -> Vec<u8> {
         assert_eq!(self.durable_lsn.len(), self.logs as usize);
@@ -95,6 +126,7 @@ impl SuperBlock {
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&self.segment_size.bytes().to_le_bytes());
         out.extend_from_slice(&self.hash_key);
+        out.extend_from_slice(&self.data_id);
         out.resize(LOGS_AT, 0);
         for (durable, checkpoint) in self.durable_lsn.iter().zip(&self.checkpoint_lsn) {
             out.extend_from_slice(&durable.to_le_bytes());
@@ -126,7 +158,7 @@ impl SuperBlock {
         let shards = reader.u32();
         reader.at += 4;
         let segment_size = SegmentSize::new(reader.u64()).ok_or(SuperFault::Corrupt)?;
-        let hash_key = reader.take();
+        let (hash_key, data_id) = (reader.take(), reader.take());
         if !(1..=LOGS_MAX).contains(&logs) || !(1..=SHARDS_MAX).contains(&shards) {
             return Err(SuperFault::Corrupt);
         }
@@ -142,6 +174,7 @@ impl SuperBlock {
             logs,
             segment_size,
             hash_key,
+            data_id,
             durable_lsn,
             checkpoint_lsn,
         })
@@ -163,6 +196,7 @@ mod tests {
             logs: 2,
             segment_size: SegmentSize::new(2 * 1024 * 1024).unwrap(),
             hash_key: [11; 16],
+            data_id: [15; 16],
             durable_lsn: vec![12, 13],
             checkpoint_lsn: vec![0, 14],
         }
@@ -186,6 +220,17 @@ mod tests {
                 "byte {at}"
             );
         }
+    }
+
+    #[test]
+    fn data_is_known_by_its_cluster_until_it_is_restored() {
+        let restored = example();
+        assert_eq!(restored.data_name(), [15; 16]);
+        let first = SuperBlock {
+            data_id: [0; 16],
+            ..restored
+        };
+        assert_eq!(first.data_name(), [7; 16]);
     }
 
     /// R: D-3

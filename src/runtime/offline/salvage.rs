@@ -1,0 +1,343 @@
+//! What is lost of a damaged data directory, and going on without it at a person's word.
+//!
+//! ```text
+//!   list ─▶ which entries, of whom ─▶ a person gives the phrase that names how many
+//!        ─▶ lock ─▶ list again: still the same? ─▶ damaged segments and the checkpoints kept in salvaged-N
+//!        ─▶ superblock: durable up to the end ─▶ the new checkpoint: the next start begins behind the damage
+//! ```
+//! Nothing is deleted. A crash in between leaves the directory as damaged as it was.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::log::SegmentSize;
+use crate::shard::ShardConfig;
+use crate::store::salvage::{Salvaged, salvage};
+
+use super::super::storage::{
+    Access, DataDir, DataView, Format, LogError, Mapped, SuperBlock, Upkeep,
+};
+use super::manifest::{ManifestError, copy_file, failed, sync_directory, write_new};
+use super::verify::ShardVerdict;
+use super::{OfflineError, inside, logs};
+
+/// Why nothing was set aside.
+#[derive(Debug, thiserror::Error)]
+pub enum SalvageError {
+    /// The data directory cannot be looked at or locked.
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
+    /// A log cannot be used at all.
+    #[error("log {log} cannot be used at all: {reason}; restore the data directory from a backup")]
+    Unusable {
+        /// The log.
+        log: u32,
+        /// Why.
+        reason: String,
+    },
+    /// The phrase is another one.
+    #[error("the confirmation must read exactly \"{wanted}\"; nothing was changed")]
+    Confirmation {
+        /// What it must be.
+        wanted: String,
+    },
+    /// It is not as it was listed.
+    #[error("what is lost changed while it was looked at; list it again (nothing was changed)")]
+    Changed,
+    /// A file could not be written.
+    #[error(transparent)]
+    Write(#[from] ManifestError),
+}
+
+impl From<LogError> for SalvageError {
+    fn from(error: LogError) -> Self {
+        Self::Offline(error.into())
+    }
+}
+
+/// What is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Listing {
+    /// The directory.
+    pub data: String,
+    /// Whether nothing is damaged.
+    pub sound: bool,
+    /// Entries that are lost or may be.
+    pub entries: u64,
+    /// Users whose entries these are.
+    pub users: u64,
+    /// What a person must say to set them aside; `None`: there is nothing to be set aside, or only one log
+    /// was looked at.
+    pub confirm: Option<String>,
+    /// The logs.
+    pub logs: Vec<LogListing>,
+}
+
+/// What is lost of one log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LogListing {
+    /// Its number.
+    pub log: u32,
+    /// Why nothing can be said of it.
+    pub unusable: Option<String>,
+    /// Shards that are not served.
+    pub shards_damaged: Vec<ShardVerdict>,
+    /// Segments with bytes that cannot be believed.
+    pub segments_damaged: Vec<String>,
+    /// Entries that do not exist any more.
+    pub losses: Vec<Lost>,
+}
+
+/// Entries of one inbox that are lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    /// The shard.
+    pub shard: u16,
+    /// Whose inbox.
+    pub user: String,
+    /// The first.
+    pub first: u64,
+    /// The last.
+    pub last: u64,
+    /// Whether they surely existed; if not, they may have, and their numbers are skipped.
+    pub proven: bool,
+}
+
+/// What was set aside, and where to.
+#[derive(Clone, Debug)]
+pub struct SetAside {
+    /// What is lost.
+    pub listing: Listing,
+    /// Where the damaged segments are.
+    pub directory: PathBuf,
+}
+
+/// Lists what is lost. Changes nothing.
+///
+/// # Errors
+/// When the directory cannot be looked at.
+pub fn list(view: &DataView, only: Option<u32>) -> Result<Listing, OfflineError> {
+    let mut found = Vec::new();
+    for log in logs(view, only)? {
+        view.forget_cache(log)?;
+        found.push((log, judge(view.path(), view.super_block(), log)?));
+    }
+    let mut listing = listing(view.path(), view.super_block().segment_size, &found);
+    if only.is_some() {
+        listing.confirm = None; // all logs are set aside at once
+    }
+    Ok(listing)
+}
+
+/// What a salvage of one log gives, or why nothing can be said.
+type Found = Result<Salvaged, String>;
+
+fn judge(data: &Path, super_block: &SuperBlock, log: u32) -> Result<Found, LogError> {
+    let setup = super_block.setup(log, ShardConfig::default(), Upkeep::default());
+    let mapped = Mapped::open(data, log, setup.size, false)?;
+    let durable = super_block.durable_lsn[log as usize];
+    let salvaged = mapped.found(durable, |found| salvage(&setup, found));
+    Ok(salvaged.map_err(|error| error.to_string()))
+}
+
+fn segment_name(log: u32, size: SegmentSize, index: u64) -> String {
+    format!("log-{log:02}/{:016x}.seg", size.first_lsn(index))
+}
+
+fn listing(data: &Path, size: SegmentSize, found: &[(u32, Found)]) -> Listing {
+    let logs: Vec<_> = found
+        .iter()
+        .map(|(log, found)| log_listing(*log, size, found))
+        .collect();
+    let losses = || logs.iter().flat_map(|log| &log.losses);
+    let entries = losses().map(|lost| lost.last - lost.first + 1).sum();
+    let users: BTreeSet<&str> = losses().map(|lost| lost.user.as_str()).collect();
+    let users = users.len() as u64;
+    let needed = logs
+        .iter()
+        .any(|log| !log.losses.is_empty() || !log.shards_damaged.is_empty());
+    let sound = logs
+        .iter()
+        .all(|log| log.unusable.is_none() && log.segments_damaged.is_empty());
+    Listing {
+        data: data.display().to_string(),
+        sound: sound && !needed,
+        entries,
+        users,
+        confirm: needed.then(|| format!("set aside {entries} entries of {users} users")),
+        logs,
+    }
+}
+
+fn log_listing(log: u32, size: SegmentSize, found: &Found) -> LogListing {
+    let mut listing = LogListing {
+        log,
+        unusable: found.as_ref().err().cloned(),
+        shards_damaged: Vec::new(),
+        segments_damaged: Vec::new(),
+        losses: Vec::new(),
+    };
+    let Ok(salvaged) = found else {
+        return listing;
+    };
+    let damaged = salvaged.quarantined.iter().map(|one| ShardVerdict {
+        shard: one.shard.0,
+        reason: one.reason.clone(),
+    });
+    listing.shards_damaged.extend(damaged);
+    let segments = salvaged.damaged_segments.iter();
+    let segments = segments.map(|index| segment_name(log, size, *index));
+    listing.segments_damaged.extend(segments);
+    for (shard, losses) in &salvaged.losses {
+        listing.losses.extend(losses.iter().map(|loss| Lost {
+            shard: shard.0,
+            user: loss.user.clone(),
+            first: loss.first.0,
+            last: loss.last.0,
+            proven: loss.proven,
+        }));
+    }
+    listing
+}
+
+/// Sets aside what is lost, when `confirm` is the phrase of the listing. The logs that have lost nothing
+/// are left alone. `Ok(None)`: nothing is to be set aside.
+///
+/// # Errors
+/// See [`SalvageError`].
+pub fn set_aside(data: &Path, confirm: &str) -> Result<Option<SetAside>, SalvageError> {
+    let before = {
+        let view = DataView::open(data, Access::Stopped).map_err(OfflineError::from)?;
+        list(&view, None)?
+    };
+    if let Some(unusable) = unusable(&before) {
+        return Err(unusable);
+    }
+    match &before.confirm {
+        None => return Ok(None),
+        Some(wanted) if wanted != confirm => {
+            let wanted = wanted.clone();
+            return Err(SalvageError::Confirmation { wanted });
+        }
+        Some(_) => {}
+    }
+    let held = DataDir::open(data, &Format::default()).map_err(OfflineError::from)?;
+    let super_block = held.super_block();
+    let mut found = Vec::new();
+    for log in 0..super_block.logs {
+        found.push((log, judge(data, super_block, log)?));
+    }
+    let listing = listing(data, super_block.segment_size, &found);
+    if listing != before {
+        return Err(SalvageError::Changed);
+    }
+    let directory = keep(data, super_block.segment_size, &found, &listing)?;
+    let mut durable = super_block.durable_lsn.clone();
+    for (log, salvaged) in to_do(&found) {
+        let known = &mut durable[log as usize];
+        *known = salvaged.lsn.max(*known);
+    }
+    held.record_durable(&durable).map_err(OfflineError::from)?;
+    for (log, salvaged) in to_do(&found) {
+        write_checkpoint(&data.join(format!("ckpt-{log:02}")), salvaged)?;
+    }
+    Ok(Some(SetAside { listing, directory }))
+}
+
+fn unusable(listing: &Listing) -> Option<SalvageError> {
+    listing.logs.iter().find_map(|log| {
+        let reason = log.unusable.clone()?;
+        Some(SalvageError::Unusable {
+            log: log.log,
+            reason,
+        })
+    })
+}
+
+/// The logs that have lost something.
+fn to_do(found: &[(u32, Found)]) -> impl Iterator<Item = (u32, &Salvaged)> {
+    let usable = found
+        .iter()
+        .filter_map(|(log, found)| Some((*log, found.as_ref().ok()?)));
+    usable.filter(|(_, salvaged)| !salvaged.is_sound())
+}
+
+/// Keeps what a later look may need: the damaged segments, the checkpoints, and the list of losses.
+fn keep(
+    data: &Path,
+    size: SegmentSize,
+    found: &[(u32, Found)],
+    listing: &Listing,
+) -> Result<PathBuf, ManifestError> {
+    let directory = new_directory(data)?;
+    for (log, salvaged) in to_do(found) {
+        let to = directory.join(format!("log-{log:02}"));
+        fs::create_dir(&to).map_err(failed("create", &to))?;
+        for index in &salvaged.damaged_segments {
+            let from = data.join(segment_name(log, size, *index));
+            // A segment that the switch goes on writing is copied, any other never changes.
+            let is_written = *index >= size.index_of(salvaged.lsn);
+            keep_file(&from, &to, is_written)?;
+        }
+        let checkpoints = data.join(format!("ckpt-{log:02}"));
+        for entry in fs::read_dir(&checkpoints).map_err(failed("list", &checkpoints))? {
+            let path = entry.map_err(failed("list", &checkpoints))?.path();
+            if path.extension().is_some_and(|ending| ending == "ckpt") {
+                keep_file(&path, &to, false)?;
+            }
+        }
+        sync_directory(&to).map_err(failed("sync", &to))?;
+    }
+    let list = directory.join("losses.json");
+    let text = serde_json::to_vec_pretty(listing).map_err(io::Error::from);
+    text.and_then(|text| write_new(&list, &text))
+        .map_err(failed("write", &list))?;
+    for path in [directory.as_path(), data] {
+        sync_directory(path).map_err(failed("sync", path))?;
+    }
+    Ok(directory)
+}
+
+/// The first of `salvaged-1`, `salvaged-2` … that is not there yet.
+fn new_directory(data: &Path) -> Result<PathBuf, ManifestError> {
+    for number in 1_u32.. {
+        let path = data.join(format!("salvaged-{number}"));
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed("create", &path)(error)),
+        }
+    }
+    unreachable!("four billion directories")
+}
+
+fn keep_file(from: &Path, directory: &Path, copied: bool) -> Result<(), ManifestError> {
+    let Some(name) = from.file_name() else {
+        unreachable!("a file of a log has a name");
+    };
+    let to = directory.join(name);
+    if copied {
+        let file = File::open(from).map_err(failed("open", from))?;
+        copy_file(&file, &to, inside(directory, &to))?;
+        return Ok(());
+    }
+    fs::hard_link(from, &to).map_err(failed("link to", &to))
+}
+
+fn write_checkpoint(directory: &Path, salvaged: &Salvaged) -> Result<(), ManifestError> {
+    let path = directory.join(format!("{:016x}.ckpt", salvaged.lsn));
+    let unfinished = directory.join("salvaged.tmp");
+    let write = || {
+        if unfinished.exists() {
+            fs::remove_file(&unfinished)?; // of a salvage that did not end
+        }
+        write_new(&unfinished, &salvaged.checkpoint)?;
+        fs::rename(&unfinished, &path)?;
+        sync_directory(directory)
+    };
+    write().map_err(failed("write", &path))
+}
