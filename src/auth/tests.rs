@@ -1,6 +1,7 @@
 //! Every way into the switch, and every refusal.
 
 mod attacks;
+mod examples;
 mod key_sets;
 
 use std::sync::LazyLock;
