@@ -3,6 +3,7 @@
 mod attacks;
 mod examples;
 mod key_sets;
+mod revoked;
 
 use std::sync::LazyLock;
 

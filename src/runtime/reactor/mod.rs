@@ -23,6 +23,7 @@ mod inbound;
 mod lanes;
 mod outbound;
 mod report;
+mod revoking;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -40,6 +41,7 @@ use super::policy::Policy;
 use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
+use crate::auth::Revocations;
 use crate::placement::{CoreId, LogId, Placement, ShardId, UserHash};
 use crate::ring::Sleeper;
 use crate::shard::user::UserSlot;
@@ -48,6 +50,7 @@ pub use connection::Handoff;
 use connection::{Connections, State};
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
+use revoking::Revoking;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
 pub const EVENTS_PER_TURN: usize = 512;
@@ -79,6 +82,13 @@ pub enum Control {
         /// Told when it is done.
         taken: Sender<()>,
     },
+    /// From now on these tokens are refused, and whoever is here with one leaves.
+    Revoke {
+        /// What replaces the list before.
+        list: Arc<Revocations>,
+        /// Told when nobody is left whom it hits.
+        taken: Sender<()>,
+    },
     /// Say goodbye to everybody, finish what is under way, and end by this instant.
     Drain {
         /// What is still open then is cut.
@@ -91,6 +101,7 @@ pub(super) struct CoreParts {
     pub id: CoreId,
     pub placement: Placement,
     pub policy: Arc<Policy>,
+    pub revoked: Arc<Revocations>,
     pub cluster: [u8; 16],
     pub logs: Vec<(LogId, Store, Files)>,
     pub mesh: Mesh,
@@ -106,6 +117,8 @@ pub(super) struct Core {
     sockets: Sockets,
     /// Certificate, keys and limits. A core's own reference: a new one comes by its control channel.
     policy: Arc<Policy>,
+    /// Tokens that are refused although they are good.
+    revoking: Revoking,
     cluster: [u8; 16],
     lanes: Lanes,
     mesh: Mesh,
@@ -158,6 +171,7 @@ impl Core {
             placement: parts.placement,
             sockets,
             policy: parts.policy,
+            revoking: Revoking::new(parts.revoked),
             cluster: parts.cluster,
             lanes: Lanes::new(
                 parts.placement,
@@ -226,6 +240,7 @@ impl Core {
         self.carry_out();
         self.retry_stalled();
         self.tick();
+        self.sweep();
         let more_input = self.sockets.has_work();
         self.lanes.poll(&self.now, more_input, &mut self.sockets);
         self.carry_out();
@@ -240,6 +255,7 @@ impl Core {
         self.dirty.is_empty()
             && (may_go_on || self.is_congested() || self.draining.is_some())
             && self.lanes.effects.is_empty()
+            && !self.revoking.is_sweeping()
             && !self.lanes.can_launch()
             && !self.mesh.is_dirty()
             && self.now.monotonic < self.next_tick
@@ -315,6 +331,7 @@ impl Core {
                     self.adopt(policy);
                     let _ = taken.try_send(()); // who sent it may have given up waiting
                 }
+                Control::Revoke { list, taken } => self.revoke(list, taken),
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }
