@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   list ─▶ which entries, of whom ─▶ a person gives the phrase that names how many
-//!        ─▶ lock ─▶ list again: still the same? ─▶ damaged segments and the checkpoints kept in salvaged-N
+//!        ─▶ lock ─▶ sync what lies there ─▶ list again: still the same? ─▶ damaged segments and the checkpoints kept in salvaged-N
 //!        ─▶ superblock: durable up to the end ─▶ the new checkpoint: the next start begins behind the damage
 //! ```
 //! Nothing is deleted. A crash in between leaves the directory as damaged as it was.
@@ -229,6 +229,8 @@ pub fn set_aside(data: &Path, confirm: &str) -> Result<Option<SetAside>, Salvage
     let super_block = held.super_block();
     let mut found = Vec::new();
     for log in 0..super_block.logs {
+        // What was read may be in the page cache only, and the new checkpoint rests on it.
+        sync_all(data, log)?;
         found.push((log, judge(data, super_block, log)?));
     }
     let listing = listing(data, super_block.segment_size, &found);
@@ -246,6 +248,19 @@ pub fn set_aside(data: &Path, confirm: &str) -> Result<Option<SetAside>, Salvage
         write_checkpoint(&data.join(format!("ckpt-{log:02}")), salvaged)?;
     }
     Ok(Some(SetAside { listing, directory }))
+}
+
+/// Makes the files of a log and their names durable as they are.
+fn sync_all(data: &Path, log: u32) -> Result<(), ManifestError> {
+    for directory in ["log", "ckpt"].map(|kind| data.join(format!("{kind}-{log:02}"))) {
+        for entry in fs::read_dir(&directory).map_err(failed("list", &directory))? {
+            let path = entry.map_err(failed("list", &directory))?.path();
+            let synced = File::open(&path).and_then(|file| file.sync_all());
+            synced.map_err(failed("sync", &path))?;
+        }
+        sync_directory(&directory).map_err(failed("sync", &directory))?;
+    }
+    Ok(())
 }
 
 fn unusable(listing: &Listing) -> Option<SalvageError> {
