@@ -613,7 +613,7 @@ fn book(
         // Neighbours lie in one segment, mostly: whether it exists is asked once.
         let (mut last, mut exists) = (u64::MAX, false);
         let changes = user.slots().filter_map(|(seq, slot)| {
-            entries += 1;
+            entries += slot.entries();
             let position = slot.position()?;
             let segment = setup.size.index_of(position);
             if segment != last {
