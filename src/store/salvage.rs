@@ -12,7 +12,7 @@
 //! This decides and writes nothing; the shell writes the checkpoint once a person has agreed. The damaged
 //! bytes stay where they are.
 
-use crate::log::recovery::{Origin, Recovered as Record, Seen, scan};
+use crate::log::recovery::{Origin, Recovered as Record, Seen, Tail, scan};
 use crate::log::{CheckpointHeader, CheckpointWriter, RecordKind, heads, item_at, items};
 use crate::placement::ShardId;
 use crate::shard::Shard;
@@ -99,6 +99,15 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
     }
     damaged.sort_unstable();
     damaged.dedup();
+    Ok(Salvaged {
+        quarantined,
+        damaged_segments: damaged,
+        ..finish(setup, &tail, shards)
+    })
+}
+
+/// What the shards have lost, and a checkpoint of them as they go on.
+fn finish(setup: &Setup, tail: &Tail, shards: Vec<(bool, Salvage)>) -> Salvaged {
     let mut writer = CheckpointWriter::new(&CheckpointHeader {
         identity: setup.identity,
         incarnation: setup.incarnation,
@@ -119,14 +128,14 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
             unnamed.push((shard.id(), more));
         }
     }
-    Ok(Salvaged {
-        quarantined,
+    Salvaged {
+        quarantined: Vec::new(),
         losses,
         unnamed,
-        damaged_segments: damaged,
+        damaged_segments: Vec::new(),
         lsn: tail.end,
         checkpoint: writer.finish(),
-    })
+    }
 }
 
 /// Shows one thing of the log to the damaged shards.
