@@ -169,6 +169,9 @@ pub(super) struct Replay<'a> {
     /// The place of each shard of the data directory that is one of this log's.
     places: Vec<Option<u16>>,
     had_hole: bool,
+    /// Where the last hole ends that may have held records of which nothing is seen. What lies inside of
+    /// it says nothing of the rest of it.
+    hole_end: u64,
     holes: Vec<Hole>,
     error: Option<RecoverError>,
     effects: Vec<Effect>,
@@ -334,6 +337,7 @@ impl<'a> Replay<'a> {
             shards,
             standing,
             had_hole: false,
+            hole_end: 0,
             holes: Vec::new(),
             error: None,
             effects: Vec::new(),
@@ -362,6 +366,7 @@ impl<'a> Replay<'a> {
         self.had_hole = true;
         // When something is known of every record in it, these tell by themselves what is missing.
         if hole.records_missing != Some(0) {
+            self.hole_end = hole.to;
             for standing in &mut self.standing {
                 if matches!(standing, Standing::Whole) {
                     *standing = Standing::InDoubt;
@@ -398,6 +403,14 @@ impl<'a> Replay<'a> {
         }
     }
 
+    /// A record says of a shard that nothing is missing of it so far.
+    fn settle(&mut self, place: usize, record: &Record<'_>) {
+        let standing = &mut self.standing[place];
+        if matches!(standing, Standing::InDoubt) && record.lsn_of_payload >= self.hole_end {
+            *standing = Standing::Whole;
+        }
+    }
+
     fn damage(&mut self, place: usize, reason: String) {
         if !matches!(self.standing[place], Standing::Damaged(_)) {
             self.standing[place] = Standing::Damaged(reason);
@@ -427,7 +440,7 @@ impl<'a> Replay<'a> {
         }
         if index <= applied {
             // What was in a hole before it has lower indexes, and is applied too.
-            self.standing[place] = Standing::Whole;
+            self.settle(place, record);
             return Ok(());
         }
         if index > applied + 1 && self.had_hole {
@@ -440,8 +453,9 @@ impl<'a> Replay<'a> {
         let shard = &mut self.shards[place];
         shard.apply(&entry, &[], &mut self.effects)?;
         shard.changes();
-        self.standing[place] = Standing::Whole;
-        if shard.strayed() > 0 {
+        let strayed = shard.strayed();
+        self.settle(place, record);
+        if strayed > 0 {
             let reason = "does not follow from what is before it: was it salvaged behind a checkpoint that is gone?";
             self.damage(place, format!("entry {index} {reason}"));
         }
@@ -482,8 +496,8 @@ impl<'a> Replay<'a> {
                     place,
                     format!("entries {} to {index} are missing", applied + 1),
                 );
-            } else if matches!(self.standing[place], Standing::InDoubt) {
-                self.standing[place] = Standing::Whole;
+            } else {
+                self.settle(place, record);
             }
         }
     }
@@ -599,7 +613,7 @@ fn book(
         // Neighbours lie in one segment, mostly: whether it exists is asked once.
         let (mut last, mut exists) = (u64::MAX, false);
         let changes = user.slots().filter_map(|(seq, slot)| {
-            entries += 1;
+            entries += slot.entries();
             let position = slot.position()?;
             let segment = setup.size.index_of(position);
             if segment != last {

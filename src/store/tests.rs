@@ -5,8 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 use iris_proto::id::{MessageId, SendEpoch, SendNumber, Seq};
 
 use super::recover::{Found, Recovered, recover, shards_of_log};
-use super::salvage::{Salvaged, salvage};
+use super::salvage::{Certainty, Salvaged, salvage};
 use super::*;
+
+mod lost;
+
 use crate::log::{harvest, item_at};
 use crate::placement::{CoreId, UserHash};
 use crate::shard::ReplyTo;
@@ -231,6 +234,9 @@ impl World {
         };
         let slots = shard.users().get(slot).slots();
         slots
+            .flat_map(|(seq, slot)| {
+                (seq.0..seq.0 + slot.entries()).map(move |seq| (Seq(seq), slot))
+            })
             .map(|(seq, slot)| {
                 let body = slot.position().map(|position| {
                     let segment = &self.segments[&SIZE.index_of(position)];
@@ -476,7 +482,8 @@ fn one_rotten_message_stops_its_shard_alone_and_salvage_names_exactly_that_entry
     let found = world.salvage();
     let losses: Vec<_> = found.losses.iter().flat_map(|(_, losses)| losses).collect();
     assert_eq!(losses.len(), 1, "{losses:?}");
-    assert!(losses[0].user == victim && losses[0].proven && losses[0].first == losses[0].last);
+    assert!(losses[0].user == victim && losses[0].first == losses[0].last);
+    assert_eq!(losses[0].certainty, Certainty::Proven);
     let lost = losses[0].first.0;
     world.checkpoints.insert(found.lsn, found.checkpoint);
     let world = world.restart();
