@@ -20,7 +20,7 @@ use crate::log::recovery::{
 };
 use crate::log::{
     CheckpointError, CheckpointHeader, CheckpointReader, FrameBuilder, FrameKind, RecordKind,
-    Writer, WriterStart, heads, items,
+    SegmentHeader, Writer, WriterStart, heads, items,
 };
 use crate::placement::ShardId;
 use crate::planted::{self, Bug};
@@ -80,6 +80,9 @@ pub struct Report {
 pub struct Recovered {
     /// The store.
     pub store: Store,
+    /// The header that the segment of its position has lost and needs, written and synced before
+    /// anything is zeroed: without it the next recovery would not find what this one has found.
+    pub lost_header: Option<SegmentHeader>,
     /// What to zero.
     pub cuts: Vec<Cut>,
     /// Segments to sync before anything is served: what was read may be in the page cache only.
@@ -233,6 +236,7 @@ pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError
             behind.push(*index);
         }
     }
+    let lost_header = lost_header(&setup, &tail);
     let used = found.segments.iter().map(|(index, _)| *index);
     let used = used.filter(|index| !behind.contains(index));
     let ledger = Ledger::new(setup.size, used);
@@ -241,10 +245,22 @@ pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError
     let store = Store::assemble(setup, &tail, disk, judged, beginning.kept, &mut report);
     Ok(Recovered {
         store,
+        lost_header,
         cuts,
         unsynced,
         behind,
         report,
+    })
+}
+
+fn lost_header(setup: &Setup, tail: &Tail) -> Option<SegmentHeader> {
+    Some(SegmentHeader {
+        identity: setup.identity,
+        incarnation: setup.incarnation,
+        first_lsn: setup.size.first_lsn(setup.size.index_of(tail.end)),
+        salt: tail.salt?,
+        segment_bytes: setup.size.bytes(),
+        prev_crc: tail.lost_header?,
     })
 }
 

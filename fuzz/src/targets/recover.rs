@@ -7,9 +7,7 @@
 //! served can be read where it is said to lie, and is that entry of that inbox. And it stays so:
 //! with the tail cut, as the shell does it, the next start finds the same.
 
-use super::segments::{
-    IDENTITY, Input, Segment, header_salt, input, mend as mend_segments, pack, put, size,
-};
+use super::segments::{IDENTITY, Input, Segment, input, mend as mend_segments, pack, put, size};
 use super::shard_state::{KEY, SHARDS, append, config, encoded, story, user_of, written};
 use super::writer::Log;
 use super::{Target, checkpoint};
@@ -167,14 +165,16 @@ fn judge_entries(segments: &[Segment], recovered: &Recovered) {
 fn judge_next_start(files: &Files, recovered: Recovered) {
     let mut next = files.clone();
     let report = &recovered.report;
-    let mut segments = files.input.segments.iter();
-    let last = segments.find(|segment| segment.index == size().index_of(report.end));
-    if last.is_some_and(|segment| header_salt(&segment.bytes).is_none()) {
-        return; // without its header and then without its frames, a segment says nothing any more
-    }
     if !report.holes.is_empty() {
         let durable = &mut next.input.origin.durable;
         *durable = (*durable).max(report.end); // the superblock is told before anything is cut
+    }
+    if let Some(header) = &recovered.lost_header {
+        let index = size().index_of(header.first_lsn);
+        let mut segments = next.input.segments.iter_mut();
+        let segment = segments.find(|segment| segment.index == index);
+        let segment = segment.expect("a segment that is there");
+        header.encode(&mut segment.bytes); // and synced before anything is cut
     }
     for cut in &recovered.cuts {
         let mut segments = next.input.segments.iter_mut();

@@ -15,8 +15,9 @@ use std::sync::atomic::AtomicBool;
 
 use tracing::{error, info, warn};
 
-use crate::log::SegmentSize;
+use crate::log::limits::SEGMENT_HEADER_BYTES;
 use crate::log::recovery::{CUT_BLOCK_BYTES, ScanError};
+use crate::log::{SegmentHeader, SegmentSize};
 use crate::store::Setup;
 use crate::store::recover::{Cut, Found, RecoverError, Recovered, recover};
 
@@ -332,6 +333,9 @@ fn report(log_no: u32, directory: &Path, size: SegmentSize, recovered: &Recovere
 
 /// Zeroes what an interrupted flush left behind the end, and syncs what was read.
 fn cut(directory: &Path, size: SegmentSize, recovered: &Recovered) -> Result<(), LogError> {
+    if let Some(header) = &recovered.lost_header {
+        give_back(directory, size, header)?;
+    }
     let zeros = [0; CUT_BLOCK_BYTES];
     for Cut {
         segment,
@@ -358,6 +362,22 @@ fn cut(directory: &Path, size: SegmentSize, recovered: &Recovered) -> Result<(),
         let lsn = recovered.report.end;
         warn!(directory = %directory.display(), lsn, bytes, "torn tail cut");
     }
+    Ok(())
+}
+
+/// Writes the header that a segment has lost, when what is to be cut is all that still tells its salt.
+fn give_back(directory: &Path, size: SegmentSize, header: &SegmentHeader) -> Result<(), LogError> {
+    let path = segment_path(directory, size, size.index_of(header.first_lsn));
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    header.encode(&mut bytes);
+    let file = open_for_writing(&path)?;
+    record::note(&path, Step::Write(0, &bytes));
+    file.write_all_at(&bytes, 0)
+        .map_err(failed("write the header of", &path))?;
+    record::note(&path, Step::SyncBegins);
+    file.sync_all().map_err(failed("sync", &path))?;
+    record::note(&path, Step::Synced);
+    warn!(path = %path.display(), "the segment's damaged header was written anew");
     Ok(())
 }
 
