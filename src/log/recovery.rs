@@ -156,6 +156,11 @@ pub enum ScanError {
         /// What it says.
         found: SegmentHeader,
     },
+    /// A segment that ends behind the last position of all; a log stops long before.
+    Beyond {
+        /// Position of the segment.
+        at: u64,
+    },
     /// A segment of another format version.
     Version {
         /// Position of the segment.
@@ -215,9 +220,8 @@ pub fn scan<'a>(
     segments: &[(u64, &'a [u8])],
     visit: &mut dyn FnMut(Seen<'a>),
 ) -> Result<Tail, ScanError> {
-    let offset = origin.size.offset_of(origin.lsn);
     assert!(
-        offset == 0 || offset >= SEGMENT_HEADER_BYTES && offset.is_multiple_of(ALIGN),
+        origin.size.is_place(origin.lsn),
         "a scan begins with a segment or a frame"
     );
     let mut scan = Scan {
@@ -256,6 +260,9 @@ fn parts<'a>(origin: &Origin, segments: &[(u64, &'a [u8])]) -> Result<Vec<Part<'
             continue;
         }
         let at = origin.size.first_lsn(index);
+        if index >= origin.size.index_of(u64::MAX) {
+            return Err(ScanError::Beyond { at });
+        }
         let header = match SegmentHeader::decode(bytes) {
             Ok(found) => {
                 let ours = found.identity == origin.identity

@@ -25,6 +25,9 @@ use crate::planted::{self, Bug};
 /// Bytes of a user in the state at least: what a claimed count of users is checked against.
 const USER_BYTES_MIN: usize = 8 + 1 + 8 + 8 + 8;
 
+/// The highest number that an entry of an inbox can have: at a million a second it takes 292,000 years.
+const HEAD_MAX: u64 = u64::MAX >> 1;
+
 /// Why bytes are not a shard's state. They passed their CRC, so it means another version or a bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StateError {
@@ -142,7 +145,8 @@ fn read_user(reader: &mut Reader<'_>, key: HashKey) -> Result<User, StateError> 
     let name = reader.name()?;
     let oldest = reader.u64()?;
     let count = reader.count(SLOT_BYTES)?;
-    if oldest == 0 || oldest.checked_add(count as u64).is_none() {
+    let behind = oldest.checked_add(count as u64);
+    if oldest == 0 || behind.is_none_or(|behind| behind - 1 > HEAD_MAX) {
         return Err(StateError::Value);
     }
     let mut slots = VecDeque::with_capacity(count);
@@ -204,5 +208,34 @@ impl<'a> Reader<'a> {
             return Err(StateError::Value);
         }
         std::str::from_utf8(self.take(len)?).map_err(|_| StateError::Value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R: D-2
+    #[test]
+    fn an_inbox_that_ends_where_no_inbox_gets_is_refused() {
+        let (id, key) = (ShardId(0), HashKey([5; 16]));
+        let with_oldest = |oldest: u64| {
+            let mut bytes = Vec::new();
+            bytes.extend_from_slice(&id.0.to_le_bytes());
+            bytes.extend_from_slice(&[0; 8]); // applied
+            bytes.extend_from_slice(&1_u64.to_le_bytes());
+            write_name(&mut bytes, "ann");
+            bytes.extend_from_slice(&oldest.to_le_bytes());
+            bytes.extend_from_slice(&1_u64.to_le_bytes());
+            bytes.extend_from_slice(&Slot::gap(0).to_bytes());
+            bytes.extend_from_slice(&[0; 8]); // devices
+            Pairs::default().write_state(&mut bytes);
+            Shard::read_state(id, key, ShardConfig::default(), &bytes)
+        };
+        let head = |shard: Shard| shard.users().iter().next().map(|user| user.head().0);
+        assert_eq!(with_oldest(HEAD_MAX).map(head), Ok(Some(HEAD_MAX)));
+        for oldest in [HEAD_MAX + 1, u64::MAX - 1, u64::MAX] {
+            assert_eq!(with_oldest(oldest).map(head), Err(StateError::Value));
+        }
     }
 }

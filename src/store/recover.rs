@@ -25,6 +25,7 @@ use crate::log::{
 use crate::placement::ShardId;
 use crate::planted::{self, Bug};
 use crate::shard::command::{self, Command};
+use crate::shard::slot::POSITION_MAX;
 use crate::shard::state::StateError;
 use crate::shard::{ApplyError, Change, Effect, Entry, Shard};
 
@@ -127,6 +128,9 @@ fn describe(error: &ScanError) -> String {
             "the segment at position {at:#x} belongs elsewhere (log {}, position {:#x}, node {:#018x})",
             found.identity.log, found.first_lsn, found.identity.node_id
         ),
+        ScanError::Beyond { at } => {
+            format!("the segment at position {at:#x} lies where no log ever gets")
+        }
         ScanError::Version { at, version } => format!(
             "the segment at position {at:#x} has format version {version}, which this program does not know"
         ),
@@ -148,6 +152,8 @@ pub(super) enum Unusable {
     State(#[from] StateError),
     #[error("it is of another log, or not what its name says")]
     Foreign,
+    #[error("it says that the log goes on at position {0:#x}, where no frame can be")]
+    Place(u64),
     #[error("it does not hold each shard of the log once")]
     Shards,
 }
@@ -325,6 +331,9 @@ fn load(setup: &Setup, lsn: u64, bytes: &[u8]) -> Result<(Vec<Shard>, Checkpoint
         && header.segment_bytes == setup.size.bytes();
     if !is_ours {
         return Err(Unusable::Foreign);
+    }
+    if lsn > POSITION_MAX || !setup.size.is_place(lsn) {
+        return Err(Unusable::Place(lsn));
     }
     let mut shards = Vec::with_capacity(setup.shards.len());
     while let Some(section) = reader.next_section()? {

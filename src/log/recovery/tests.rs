@@ -484,6 +484,21 @@ fn a_segment_of_another_node_is_refused_and_not_taken_for_a_torn_one() {
 }
 
 #[test]
+fn a_segment_behind_the_last_position_of_all_is_refused_and_the_one_before_it_is_read() {
+    let last = SIZE.index_of(u64::MAX);
+    let from = Origin {
+        lsn: SIZE.first_lsn(last - 1),
+        ..origin()
+    };
+    let segments = [(last - 1, &[1_u8; 100][..]), (last, &[1; 100][..])];
+    let tail = scan_from(&from, &segments[..1]).map(|scanned| scanned.tail.end);
+    assert_eq!(tail, Ok(from.lsn));
+    let at = SIZE.first_lsn(last);
+    let found = scan_from(&from, &segments).map(|scanned| scanned.tail.end);
+    assert_eq!(found, Err(ScanError::Beyond { at }));
+}
+
+#[test]
 fn leftovers_are_found_in_their_blocks_and_nothing_before_the_cut() {
     let mut bytes = vec![0; 3 * CUT_BLOCK_BYTES + 100];
     for at in [5, 4000, 2 * CUT_BLOCK_BYTES, 3 * CUT_BLOCK_BYTES + 99] {
