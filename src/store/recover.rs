@@ -277,19 +277,11 @@ pub(super) fn begin(setup: &Setup, found: &Found<'_>) -> Result<Beginning, Recov
     for (nth, (lsn, bytes)) in found.checkpoints.iter().enumerate().rev() {
         match load(setup, *lsn, bytes) {
             Ok((shards, header)) => {
-                // The one before it is the second choice, else the log's beginning. There are more when
-                // their removal did not last; they go with the next checkpoint.
-                let kept = found.checkpoints[..=nth].iter().map(|(lsn, bytes)| Kept {
-                    lsn: *lsn,
-                    bytes: bytes.len() as u64,
-                });
-                let origin = has_origin && nth == 0;
-                let origin = origin.then_some(Kept { lsn: 0, bytes: 0 });
                 return Ok(Beginning {
                     shards,
                     lsn: header.scan_lsn,
                     prev_crc: header.prev_crc,
-                    kept: origin.into_iter().chain(kept).collect(),
+                    kept: kept(setup, &found.checkpoints[..=nth], has_origin),
                     unusable,
                 });
             }
@@ -310,6 +302,30 @@ pub(super) fn begin(setup: &Setup, found: &Found<'_>) -> Result<Beginning, Recov
         kept: vec![Kept { lsn: 0, bytes: 0 }],
         unusable,
     })
+}
+
+/// The places that a replay can begin at, the last of them the newest whole checkpoint; behind it the
+/// one before it is the second choice, else the log's beginning. There are more when their removal did
+/// not last. Those go, but only the ones that two whole checkpoints are newer than: a damaged one
+/// between these two is nothing to count on, and nothing to take away.
+fn kept(setup: &Setup, checkpoints: &[(u64, &[u8])], has_origin: bool) -> Vec<Kept> {
+    let place = |(lsn, bytes): &(u64, &[u8])| Kept {
+        lsn: *lsn,
+        bytes: bytes.len() as u64,
+    };
+    let Some((newest, older)) = checkpoints.split_last() else {
+        return Vec::new();
+    };
+    let is_whole = |(lsn, bytes): &(u64, &[u8])| load(setup, *lsn, bytes).is_ok();
+    let second = match older.len() {
+        0 | 1 => older.len(), // nothing is removed for its sake
+        _ => older.iter().rposition(is_whole).map_or(0, |nth| nth + 1),
+    };
+    let origin = has_origin && second == 0;
+    let origin = origin.then_some(Kept { lsn: 0, bytes: 0 });
+    let older = older[..second].iter().map(place);
+    let kept = origin.into_iter().chain(older);
+    kept.chain([place(newest)]).collect()
 }
 
 /// Whether a checkpoint file of this position could be used: how many shards it has, or why not.
