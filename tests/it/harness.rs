@@ -91,6 +91,8 @@ pub struct Server {
     errors: Receiver<String>,
     pub address: SocketAddr,
     pub data: PathBuf,
+    /// Read when it starts: later the disk may be gone.
+    identity: Identity,
 }
 
 impl Server {
@@ -142,6 +144,7 @@ impl Server {
             errors,
             address,
             data: data.to_owned(),
+            identity: Identity::of(data),
         }
     }
 
@@ -207,7 +210,7 @@ impl Server {
     }
 
     pub fn identity(&self) -> Identity {
-        Identity::of(&self.data)
+        self.identity.clone()
     }
 }
 
@@ -231,6 +234,7 @@ fn drain(pipe: impl Read + Send + 'static) -> Receiver<String> {
 }
 
 /// Trust anchor and signing key of a development directory.
+#[derive(Clone)]
 pub struct Identity {
     pub roots: Arc<RootCertStore>,
     pub key: SigningKey,
