@@ -1,7 +1,7 @@
 //! Start-up of one log: map what is there, let the store judge it, do what it asks, make the spares.
 //!
-//! Nothing is written before the store has decided that the log can be used, and nothing is ever
-//! deleted. What was read is made durable before this returns: a process that was killed between write
+//! Nothing is written before the store has decided that the log can be used, and no data is
+//! ever deleted. What was read is made durable before this returns: a process that was killed between write
 //! and sync leaves frames in the page cache only.
 //!
 //! What a replay reads is read past the page cache: after a failed sync the kernel may hold pages there
