@@ -377,6 +377,11 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     header.segments[1][60] ^= 1;
     let mut frame = rotated.clone();
     frame.segments[0][4096 + 20] ^= 1;
+    // Of the second segment only the header of its second frame is left whole.
+    let mut headless = header.clone();
+    headless.segments[1][4096 + 20] ^= 1;
+    headless.segments[1].truncate(4096 + 400 + 48 + 40);
+    let beyond = [1, 2, 3, 4].map(|byte| vec![byte; 4_200]);
     let mut late = Log::new(1000);
     late.data(&[(3, 9, &[b"late"])]);
     late.end();
@@ -390,6 +395,8 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("hurt_body", pack(0, 0, 0, 0, &body.segments)),
         ("hurt_header", pack(0, 0, 0, 0, &header.segments)),
         ("hurt_frame", pack(0, 0, 0, 0, &frame.segments)),
+        ("headless", pack(0, 0, 0, 0, &headless.segments)),
+        ("beyond", pack(3, 0, 0, 0, &beyond)),
         ("late", pack(2, 0, 0, 0, &late.segments)),
         ("known_durable", pack(0, 4, 0, 100, &torn.segments)),
         ("from_inside", pack(0, 1, 0, 0, &rotated.segments)),

@@ -232,6 +232,17 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     log.seal_with(&[(0, 3), (2, 3)]);
     let mut hurt = log.clone();
     hurt.segments[0][4096 + 300] ^= 1;
+    // The second segment has lost its header and that of its first frame, and its second one is torn.
+    let mut headless = plain.clone();
+    headless.end_with(&[(0, 3), (2, 3)]);
+    for (shard, seq) in [(0, 4), (2, 1)] {
+        let items = encoded(&[append(&user_of(shard, 0), "cat", 1, seq, &[7; 40])]);
+        headless.data(&[(shard, 4, &[&items[0]])]);
+    }
+    headless.segments[1][60] ^= 1;
+    headless.segments[1][4096 + 20] ^= 1;
+    let torn = headless.last().len() - 48;
+    headless.last().truncate(torn);
     let (lsn, prev_crc) = plain.place_behind();
     let before = files(&packed(None, &pack(0, 0, 0, 0, &plain.segments))).expect("long enough");
     let recovered = run(&before).expect("a good log");
@@ -258,6 +269,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         ("plain", packed(None, &segments(&plain))),
         ("moved", packed(None, &segments(&log))),
         ("hurt", packed(None, &segments(&hurt))),
+        ("headless", packed(None, &segments(&headless))),
         ("checkpoint", packed(Some(&checkpoint), &segments(&log))),
         (
             "checkpoint_hurt",
