@@ -168,7 +168,7 @@ fn read_user(reader: &mut Reader<'_>, key: HashKey) -> Result<User, StateError> 
         }
         slots.push_back(slot);
     }
-    if oldest == 0 || end > SEQ_MAX {
+    if oldest == 0 || end - 1 > SEQ_MAX {
         return Err(StateError::Value);
     }
     let head = end - 1;
@@ -224,5 +224,34 @@ impl<'a> Reader<'a> {
             return Err(StateError::Value);
         }
         std::str::from_utf8(self.take(len)?).map_err(|_| StateError::Value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R: D-2
+    #[test]
+    fn an_inbox_that_ends_where_no_inbox_gets_is_refused() {
+        let (id, key) = (ShardId(0), HashKey([5; 16]));
+        let with_oldest = |oldest: u64| {
+            let mut bytes = Vec::new();
+            bytes.extend_from_slice(&id.0.to_le_bytes());
+            bytes.extend_from_slice(&[0; 8]); // applied
+            bytes.extend_from_slice(&1_u64.to_le_bytes());
+            write_name(&mut bytes, "ann");
+            bytes.extend_from_slice(&oldest.to_le_bytes());
+            bytes.extend_from_slice(&1_u64.to_le_bytes());
+            bytes.extend_from_slice(&Slot::gap(0).to_bytes());
+            bytes.extend_from_slice(&[0; 8]); // devices
+            Pairs::default().write_state(&mut bytes);
+            Shard::read_state(id, key, ShardConfig::default(), &bytes)
+        };
+        let head = |shard: Shard| shard.users().iter().next().map(|user| user.head().0);
+        assert_eq!(with_oldest(SEQ_MAX).map(head), Ok(Some(SEQ_MAX)));
+        for oldest in [SEQ_MAX + 1, u64::MAX - 1, u64::MAX] {
+            assert_eq!(with_oldest(oldest).map(head), Err(StateError::Value));
+        }
     }
 }
