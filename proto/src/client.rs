@@ -104,13 +104,15 @@ pub struct Session {
     phase: Phase,
     closing: bool,
     decoder: Decoder,
-    /// Frames that come before all others: Hello, Ping, Fetch.
+    /// Frames that come before all others: Hello, Ping, Fetch, Reauth.
     first: Vec<u8>,
     outbox: Outbox,
     events: VecDeque<Event>,
     next_tag: u64,
     fetch: Option<Fetch>,
     next_fetch: u64,
+    /// The tag of a Reauth that was not answered.
+    renewal: Option<u64>,
     attempt: u32,
     sends_in_flight: usize,
     /// Entries and gaps up to here were handed out; `None` before the first Welcome of a session without cursor.
@@ -144,6 +146,7 @@ impl Session {
             next_tag: 1,
             fetch: None,
             next_fetch: 1,
+            renewal: None,
             attempt: 0,
             sends_in_flight: SENDS_IN_FLIGHT_MAX as usize,
             received: config.resume_after,
@@ -246,6 +249,23 @@ impl Session {
         };
         encode_client(&mut self.first, client_frame::Frame::Fetch(fetch));
         Some(ticket)
+    }
+
+    /// Gives the running session a new token, so that it does not end with the one before: what to do at
+    /// [`Event::Expiring`]. The answer is [`Event::Renewed`] or [`Event::RenewFailed`], or none when the
+    /// connection ends first. One at a time: while one is under way, or without a connection, nothing is
+    /// done, and this is `false`.
+    pub fn renew(&mut self, token: &str) -> bool {
+        if !self.is_online() || self.renewal.is_some() {
+            return false;
+        }
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        self.renewal = Some(tag);
+        let token = token.into();
+        let reauth = v2::Reauth { tag, token };
+        encode_client(&mut self.first, client_frame::Frame::Reauth(reauth));
+        true
     }
 
     /// No more messages come. What was handed over is still sent and answered; then the session says
@@ -395,6 +415,16 @@ impl Session {
             (Phase::Online, ServerFrameRef::Entry(entry)) => self.entry(&entry)?,
             (Phase::Online, ServerFrameRef::Gap(gap)) => self.gap(gap)?,
             (Phase::Online, ServerFrameRef::Fetched(answer)) => self.fetched(&answer),
+            (Phase::Online, ServerFrameRef::Expiring(expiring)) => {
+                let left_s = expiring.seconds_left;
+                self.events.push_back(Event::Expiring { left_s });
+            }
+            (Phase::Online, ServerFrameRef::Reauthed(answer)) => {
+                if self.renewal.take_if(|tag| *tag == answer.tag).is_some() {
+                    let left_s = answer.expires_in_s;
+                    self.events.push_back(Event::Renewed { left_s });
+                }
+            }
             _ => return Err(Violation("a frame where it must not be")),
         }
         Ok(())
@@ -446,6 +476,14 @@ impl Session {
                 ticket: fetch.ticket,
                 code,
                 oldest,
+            });
+            return Ok(());
+        }
+        if self.renewal.take_if(|tag| *tag == answer.tag).is_some() {
+            let (code, retry_after_ms) = (answer.code(), answer.retry_after_ms);
+            self.events.push_back(Event::RenewFailed {
+                code,
+                retry_after_ms,
             });
             return Ok(());
         }
@@ -565,6 +603,7 @@ impl Session {
         };
         self.first.clear();
         self.ack_due_ms = None;
+        self.renewal = None;
         self.outbox.disconnected();
         if let Some(Fetch { ticket, .. }) = self.fetch.take() {
             let (code, oldest) = (None, Seq(0));

@@ -15,6 +15,12 @@ pub const FRAME_BYTES_MAX: usize = BODY_BYTES_MAX + 1024;
 pub const HELLO_FRAME_BYTES_MAX: usize = 8 * 1024;
 /// Bytes of a token inside Hello.
 pub const TOKEN_BYTES_MAX: usize = 4 * 1024;
+/// Seconds before its end that a session is told so, at most; a quarter of what its token had left when
+/// it was taken, if that is less.
+pub const EXPIRY_WARNING_S: u64 = 60;
+/// Milliseconds between two Reauths of one session, each of which costs a signature check. Sooner:
+/// `Rejected(OVERLOADED)`.
+pub const REAUTH_PAUSE_MS: u64 = 1_000;
 /// Capabilities that a Hello may list.
 pub const CAPABILITIES_MAX: usize = 32;
 /// Bytes of one capability's name.

@@ -34,7 +34,8 @@ impl RejectCode {
             | Self::BadFrame
             | Self::UnknownFrame
             | Self::NotFound
-            | Self::ExpiredRange => AfterReject::GiveUp,
+            | Self::ExpiredRange
+            | Self::BadToken => AfterReject::GiveUp,
         }
     }
 
@@ -52,6 +53,7 @@ impl RejectCode {
             Self::BadFrame => "a field of the request is not valid; this is a bug of the client",
             Self::UnknownFrame => "the switch does not know this request; it may be older",
             Self::NotFound => "what the request names does not exist",
+            Self::BadToken => "the new token was refused; the session goes on with the one before",
             Self::ExpiredRange => "these entries are no longer kept; ask for later ones",
             Self::Unavailable => {
                 "the recipient's data is damaged and not served now; try again later"

@@ -85,6 +85,8 @@ pub enum ClientFrameRef<'a> {
     Ping(u64),
     /// The client is done.
     Goodbye(v2::Goodbye),
+    /// A new token for the session; its tag is not 0. Not checked: the token.
+    Reauth(v2::Reauth),
 }
 
 /// A frame from the switch, pointing into the bytes it was read from.
@@ -106,6 +108,10 @@ pub enum ServerFrameRef<'a> {
     Goodbye(v2::Goodbye),
     /// Messages that do not exist any more. Not checked: that `first` and `last` make a range.
     Gap(v2::Gap),
+    /// A new token was taken.
+    Reauthed(v2::Reauthed),
+    /// The session's token is about to end.
+    Expiring(v2::Expiring),
 }
 
 /// See `Hello` in `iris.proto`. Checked: the device's characters, the epoch, the capabilities' count
@@ -186,7 +192,7 @@ pub struct EntryRef<'a> {
 /// # Errors
 /// By what to do next, see [`DecodeError`].
 pub fn decode_client(bytes: &[u8]) -> Result<ClientFrameRef<'_>, DecodeError> {
-    let (number, inner) = variant(bytes, 6)?;
+    let (number, inner) = variant(bytes, 7)?;
     Ok(match number {
         1 => ClientFrameRef::Hello(hello(inner)?),
         2 => ClientFrameRef::Send(send(inner)?),
@@ -197,7 +203,12 @@ pub fn decode_client(bytes: &[u8]) -> Result<ClientFrameRef<'_>, DecodeError> {
             ClientFrameRef::Fetch(fetch)
         }
         5 => ClientFrameRef::Ping(single(inner, Value::fixed64)?),
-        _ => ClientFrameRef::Goodbye(rare(inner)?),
+        6 => ClientFrameRef::Goodbye(rare(inner)?),
+        _ => {
+            let reauth = rare::<v2::Reauth>(inner)?;
+            require(reauth.tag != 0, 0, "tag")?;
+            ClientFrameRef::Reauth(reauth)
+        }
     })
 }
 
@@ -206,7 +217,7 @@ pub fn decode_client(bytes: &[u8]) -> Result<ClientFrameRef<'_>, DecodeError> {
 /// # Errors
 /// By what to do next, see [`DecodeError`].
 pub fn decode_server(bytes: &[u8]) -> Result<ServerFrameRef<'_>, DecodeError> {
-    let (number, inner) = variant(bytes, 8)?;
+    let (number, inner) = variant(bytes, 10)?;
     Ok(match number {
         1 => ServerFrameRef::Welcome(Box::new(rare(inner)?)),
         2 => ServerFrameRef::Accepted(accepted(inner)?),
@@ -215,7 +226,9 @@ pub fn decode_server(bytes: &[u8]) -> Result<ServerFrameRef<'_>, DecodeError> {
         5 => ServerFrameRef::Fetched(rare(inner)?),
         6 => ServerFrameRef::Pong(single(inner, Value::fixed64)?),
         7 => ServerFrameRef::Goodbye(rare(inner)?),
-        _ => ServerFrameRef::Gap(gap(inner)?),
+        8 => ServerFrameRef::Gap(gap(inner)?),
+        9 => ServerFrameRef::Reauthed(rare(inner)?),
+        _ => ServerFrameRef::Expiring(rare(inner)?),
     })
 }
 

@@ -24,6 +24,13 @@ fn hello() -> client_frame::Frame {
     })
 }
 
+fn reauth() -> v2::Reauth {
+    v2::Reauth {
+        tag: 5,
+        token: "eyJhbGciOiJFZERTQSJ9.e30.bmV3".into(),
+    }
+}
+
 fn welcome() -> server_frame::Frame {
     server_frame::Frame::Welcome(v2::Welcome {
         session: 0x0102_0304_0506_0708,
@@ -176,6 +183,25 @@ fn golden() -> Vec<(&'static str, Vec<u8>)> {
             "goodbye",
             bytes(|out| encode_server(out, server_frame::Frame::Goodbye(drain))),
         ),
+        (
+            "reauth",
+            bytes(|out| encode_client(out, client_frame::Frame::Reauth(reauth()))),
+        ),
+        (
+            "reauthed",
+            bytes(|out| {
+                let (tag, expires_in_s) = (5, 3_600);
+                let reauthed = v2::Reauthed { tag, expires_in_s };
+                encode_server(out, server_frame::Frame::Reauthed(reauthed));
+            }),
+        ),
+        (
+            "expiring",
+            bytes(|out| {
+                let expiring = v2::Expiring { seconds_left: 60 };
+                encode_server(out, server_frame::Frame::Expiring(expiring));
+            }),
+        ),
     ]
 }
 
@@ -246,7 +272,7 @@ fn golden_frames_read_and_write_back_through_prost() {
 }
 
 /// The golden frames that a client sends; the others are the switch's.
-const CLIENT_GOLDEN: [&str; 9] = [
+const CLIENT_GOLDEN: [&str; 10] = [
     "hello",
     "send_1",
     "send_2",
@@ -256,6 +282,7 @@ const CLIENT_GOLDEN: [&str; 9] = [
     "fetch",
     "ping",
     "client_goodbye",
+    "reauth",
 ];
 
 /// R: E-6
@@ -421,7 +448,7 @@ proptest! {
     /// What the hand decoder takes, prost takes with the same meaning; it is never the laxer one.
     #[test]
     fn damaged_frames_never_panic_and_never_mean_something_else(
-        which in 0_usize..21, flips in proptest::collection::vec((any::<u16>(), any::<u8>()), 0..6),
+        which in 0_usize..24, flips in proptest::collection::vec((any::<u16>(), any::<u8>()), 0..6),
         cut in any::<u16>(),
     ) {
         let (_, frame) = golden().swap_remove(which);
@@ -463,6 +490,7 @@ fn same_client(frame: &ClientFrameRef<'_>, by_prost: &v2::ClientFrame) -> bool {
         (ClientFrameRef::Fetch(a), Some(Frame::Fetch(b))) => a == b,
         (ClientFrameRef::Ping(a), Some(Frame::Ping(b))) => *a == b.nonce,
         (ClientFrameRef::Goodbye(a), Some(Frame::Goodbye(b))) => a == b,
+        (ClientFrameRef::Reauth(a), Some(Frame::Reauth(b))) => a == b,
         _ => false,
     }
 }
@@ -496,6 +524,8 @@ fn same_server(frame: &ServerFrameRef<'_>, by_prost: &v2::ServerFrame) -> bool {
         (ServerFrameRef::Gap(a), Some(Frame::Gap(b))) => a == b,
         (ServerFrameRef::Pong(a), Some(Frame::Pong(b))) => *a == b.nonce,
         (ServerFrameRef::Goodbye(a), Some(Frame::Goodbye(b))) => a == b,
+        (ServerFrameRef::Reauthed(a), Some(Frame::Reauthed(b))) => a == b,
+        (ServerFrameRef::Expiring(a), Some(Frame::Expiring(b))) => a == b,
         _ => false,
     }
 }
@@ -503,10 +533,10 @@ fn same_server(frame: &ServerFrameRef<'_>, by_prost: &v2::ServerFrame) -> bool {
 /// R: E-6
 #[test]
 fn unknown_frames_are_named_with_their_tag_and_unknown_fields_are_ignored() {
-    // variant 7, field 1 = 42
+    // variant 8, field 1 = 42
     assert_eq!(
-        decode_client(&[0x3a, 2, 0x08, 42]),
-        Err(DecodeError::UnknownFrame { number: 7, tag: 42 })
+        decode_client(&[0x42, 2, 0x08, 42]),
+        Err(DecodeError::UnknownFrame { number: 8, tag: 42 })
     );
     assert_eq!(
         decode_client(&[]),
@@ -519,6 +549,17 @@ fn unknown_frames_are_named_with_their_tag_and_unknown_fields_are_ignored() {
     assert_eq!(
         decode_client(&[0x1a, 0, 0x1a, 0]),
         Err(DecodeError::Malformed)
+    );
+}
+
+#[test]
+fn a_reauth_without_a_tag_could_not_be_answered() {
+    let tagless = v2::Reauth { tag: 0, ..reauth() };
+    let frame = client_bytes(client_frame::Frame::Reauth(tagless));
+    let field = "tag";
+    assert_eq!(
+        decode_client(&frame[LENGTH_BYTES..]),
+        Err(DecodeError::BadField { tag: 0, field })
     );
 }
 

@@ -3,7 +3,11 @@
 //! Everything here is a function of the payload, the rules and `now_s`. With leeway `l`, a token is
 //! valid in `nbf - l ≤ now < exp + l`, and `exp` may be at most 24 h (and `l`) ahead.
 
+use std::fmt;
+
 use iris_proto::id::{DeviceId, IdError, UserId};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::{AuthError, Claims, TOKEN_ID_BYTES_MAX, TOKEN_LIFE_S_MAX};
@@ -39,6 +43,28 @@ pub(super) struct RawClaims {
     nbf: Option<u64>,
     #[serde(default, deserialize_with = "numeric_date")]
     iat: Option<u64>,
+}
+
+/// Claims out of a JSON object. The derived reader alone would also take a list of values, in the order
+/// of the fields.
+pub(super) struct Object(pub(super) RawClaims);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = RawClaims;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<RawClaims, A::Error> {
+                RawClaims::deserialize(MapAccessDeserializer::new(members))
+            }
+        }
+        from.deserialize_map(Members).map(Self)
+    }
 }
 
 /// One audience or several (RFC 7519, section 4.1.3).

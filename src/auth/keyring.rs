@@ -9,7 +9,8 @@ use std::fmt;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{DecodingKey, crypto, dangerous, decode_header};
 
-use super::claims::{self, RawClaims};
+use super::claims::{self, Object};
+use super::jwks::KeySet;
 use super::{
     Algorithm, AuthError, Claims, KEYS_MAX, KID_BYTES_MAX, LEEWAY_S_MAX, Rules, SECRET_BYTES_MIN,
 };
@@ -42,7 +43,7 @@ impl fmt::Debug for Key {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// No key at all: nobody could log in.
-    #[error("there is no key to verify tokens with; add one under [[auth.keys]]")]
+    #[error("there is no key to verify tokens with; add one under [[auth.keys]] or in auth.jwks")]
     None,
     /// More than [`KEYS_MAX`].
     #[error("there are {found} keys, at most {KEYS_MAX} are held; remove those no longer used")]
@@ -117,10 +118,10 @@ pub enum KeyError {
 }
 
 /// A key that was proved to be one.
-struct Verifier {
-    kid: String,
-    algorithm: Algorithm,
-    key: DecodingKey,
+pub(super) struct Verifier {
+    pub(super) kid: String,
+    pub(super) algorithm: Algorithm,
+    pub(super) key: DecodingKey,
 }
 
 /// The keys and the rules by which a token becomes [`Claims`].
@@ -143,18 +144,24 @@ impl fmt::Debug for Keyring {
 impl Keyring {
     /// Checks every key, so that a bad one fails the start and not a login.
     pub fn from_keys(keys: Vec<Key>, rules: Rules) -> Result<Self, KeyError> {
-        if keys.is_empty() {
+        Self::new(keys, KeySet::default(), rules)
+    }
+
+    /// The same, with the keys of a set beside them. A key id is in one place only.
+    pub fn new(keys: Vec<Key>, set: KeySet, rules: Rules) -> Result<Self, KeyError> {
+        let found = keys.len() + set.verifiers.len();
+        if found == 0 {
             return Err(KeyError::None);
         }
-        if keys.len() > KEYS_MAX {
-            return Err(KeyError::TooMany { found: keys.len() });
+        if found > KEYS_MAX {
+            return Err(KeyError::TooMany { found });
         }
         if rules.leeway_s > LEEWAY_S_MAX {
             return Err(KeyError::Leeway {
                 leeway_s: rules.leeway_s,
             });
         }
-        let mut verifiers: Vec<Verifier> = Vec::with_capacity(keys.len());
+        let mut verifiers = set.verifiers;
         for key in keys {
             check_kid(&key.kid)?;
             if verifiers.iter().any(|other| other.kid == key.kid) {
@@ -170,6 +177,11 @@ impl Keyring {
         Ok(Self { verifiers, rules })
     }
 
+    /// The ids of its keys.
+    pub fn kids(&self) -> impl Iterator<Item = &str> {
+        self.verifiers.iter().map(|one| one.kid.as_str())
+    }
+
     /// Who `token` speaks for at `now_s` (seconds since the Unix epoch), or why for nobody.
     ///
     /// Costs one signature check for every token that is a JWT at all, also for those refused.
@@ -182,7 +194,8 @@ impl Keyring {
             ErrorKind::Json(_) => AuthError::BadHeader,
             _ => AuthError::Malformed,
         })?;
-        if header.crit.is_some() {
+        // `b64` changes what is signed (RFC 7797), also where nobody thought of `crit`.
+        if header.crit.is_some() || header.extras.inner().contains_key("b64") {
             return Err(AuthError::CriticalExtension);
         }
         let found = self.find(header.kid.as_deref());
@@ -207,7 +220,7 @@ impl Keyring {
             return Err(AuthError::BadSignature);
         }
         // "Insecure" only without the signature check above.
-        let raw: RawClaims =
+        let Object(raw) =
             dangerous::insecure_decode_claims(token).map_err(|error| AuthError::BadClaims {
                 why: error.to_string(),
             })?;

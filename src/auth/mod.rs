@@ -24,6 +24,7 @@
 //! cryptographic library; verifying never does, and the switch itself only verifies.)
 
 mod claims;
+mod jwks;
 mod keyring;
 mod mint;
 #[cfg(test)]
@@ -36,6 +37,9 @@ use iris_proto::id::{DeviceId, IdError, UserId};
 use iris_proto::limits::TOKEN_BYTES_MAX;
 
 pub use claims::Rules;
+pub use jwks::{
+    JWKS_BYTES_MAX, JWKS_ENTRIES_MAX, JwksError, KeySet, RSA_BITS_MAX, RSA_BITS_MIN, Skipped,
+};
 pub use keyring::{Key, KeyError, Keyring};
 pub use mint::{MintError, MintRequest, SigningKey, mint};
 
@@ -151,8 +155,10 @@ pub enum AuthError {
     /// The header is not JSON, or names no algorithm, or one that nobody accepts (such as `none`).
     #[error("the token's header names no acceptable algorithm; sign with the key's algorithm")]
     BadHeader,
-    /// The header demands an extension (`crit`), and we implement none.
-    #[error("the token's header demands an extension (`crit`) that is not supported; drop it")]
+    /// The header demands an extension (`crit`, `b64`), and we implement none.
+    #[error(
+        "the token's header demands an extension (`crit`, `b64`) that is not supported; drop it"
+    )]
     CriticalExtension,
     /// No key id, and more than one key.
     #[error("the token names no key (`kid`) and there are several; put the `kid` in its header")]

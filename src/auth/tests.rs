@@ -1,5 +1,8 @@
 //! Every way into the switch, and every refusal.
 
+mod attacks;
+mod key_sets;
+
 use std::sync::LazyLock;
 
 use iris_proto::limits::TOKEN_BYTES_MAX;

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::serve::SourceArgs;
 use super::{Failure, output};
+use crate::auth::Skipped;
 use crate::config::{Config, KEY_FILE_BYTES_MAX, read_bounded};
 
 #[derive(Debug, Args)]
@@ -24,7 +25,7 @@ Examples:
   IRIS_SERVER__LISTEN=0.0.0.0:7447 iris config check --config iris.toml
 
 Exit codes:
-  0  a switch would start with it, as far as files can tell
+  0  a switch would start or reload with it, as far as files can tell
   1  it would not; standard error says why, with line and column
   2  wrong usage")]
     Check(SourceArgs),
@@ -33,18 +34,21 @@ Exit codes:
 pub(super) fn run(args: &ConfigArgs) -> Result<(), Failure> {
     let ConfigCommand::Check(source) = &args.command;
     let config = source.load()?;
-    check_files(&config)?;
-    output::print(config.to_string().trim_end())
+    let mut text = config.to_string().trim_end().to_owned();
+    for skipped in check_files(&config)? {
+        text.push_str(&format!("\n# auth.jwks: {skipped}"));
+    }
+    output::print(&text)
 }
 
 /// The development identity is made at the start, so its files need not be there yet.
-fn check_files(config: &Config) -> Result<(), Failure> {
+fn check_files(config: &Config) -> Result<Vec<Skipped>, Failure> {
     if config.dev && !config.tls.certificate.exists() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    config.keyring()?;
+    let (_, skipped) = config.keyring()?;
     for file in [&config.tls.certificate, &config.tls.key] {
         read_bounded(file, KEY_FILE_BYTES_MAX)?;
     }
-    Ok(())
+    Ok(skipped)
 }

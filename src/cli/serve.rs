@@ -6,11 +6,12 @@ use clap::{ArgGroup, Args};
 
 use super::output::{self, shell_word};
 use super::{ADDRESS_DEFAULT, DATA_DEFAULT, Failure, logging};
-use crate::config::{Config, Flag, describe};
+use crate::config::{Config, ConfigError, Flag, describe};
 use crate::runtime::{self, Ready, dev};
 
 const MANUAL: &str = "\
-Run the switch in the foreground until SIGTERM or SIGINT.
+Run the switch in the foreground until SIGTERM or SIGINT. SIGHUP makes it read its configuration again \
+and take certificate, keys and some limits anew; whoever is connected stays.
 
 With --config it runs as the file says. With --dev it makes everything that it needs (data directory, \
 certificate, signing key) in ./iris-data or --data, and prints three commands to try: for trying and \
@@ -24,7 +25,8 @@ fn settings_manual() -> String {
         "\
 Settings, by section of the TOML file [default]:
 {}
-  [[auth.keys]]        one for each key that tokens may be signed with, file only:
+  [[auth.keys]]        one for each key that tokens may be signed with, file only
+                       (needed, unless auth.jwks has some):
   kid                  the name by which a token asks for it
   alg                  HS256, EdDSA, ES256 or RS256
   file                 the public key in PEM; for HS256 the secret, 32 bytes or more
@@ -75,7 +77,7 @@ pub(super) struct SourceArgs {
 }
 
 impl SourceArgs {
-    pub fn load(&self) -> Result<Config, Failure> {
+    pub fn load(&self) -> Result<Config, ConfigError> {
         let rows = [
             ("server.data", "--data", &self.data),
             ("server.listen", "--listen", &self.listen),
@@ -87,7 +89,7 @@ impl SourceArgs {
         for (key, name, value) in rows {
             flags.extend(value.clone().map(|value| Flag { key, name, value }));
         }
-        Ok(Config::load(self.config.as_deref(), &flags, self.dev)?)
+        Config::load(self.config.as_deref(), &flags, self.dev)
     }
 }
 
@@ -114,7 +116,7 @@ pub(super) fn run(args: &ServeArgs, program: &str) -> Result<(), Failure> {
         // The switch serves on, whether or not somebody reads this.
         let _ = output::print(&text);
     };
-    Ok(runtime::serve(config, announce)?)
+    Ok(runtime::serve(config, || args.source.load(), announce)?)
 }
 
 /// What to try, as it must be typed here.

@@ -210,6 +210,7 @@ impl Driver {
         let mut input = vec![0; READ_BYTES];
         let mut output = Output::default();
         loop {
+            self.take_events(); // one of them may ask for a new token
             self.take_waiting(wishes);
             if output.is_written() {
                 output.clear();
@@ -340,11 +341,25 @@ impl Driver {
                         was_online
                     });
                 }
+                Event::Expiring { left_s } => self.renew(left_s),
+                Event::Renewed { left_s } => debug!(left_s, "the session goes on"),
+                Event::RenewFailed { code, .. } => {
+                    warn!(%code, "the new token was not taken; another connection will follow");
+                }
                 Event::FetchedEntry { .. }
                 | Event::Gap { .. }
                 | Event::Fetched { .. }
                 | Event::FetchFailed { .. } => {}
             }
+        }
+    }
+
+    /// Carries the session on with a new token. Without one it ends with the old one, and the next
+    /// connection asks again.
+    fn renew(&mut self, left_s: u64) {
+        match (self.options.token)() {
+            Ok(token) => drop(self.session.renew(&token)),
+            Err(error) => warn!(%error, left_s, "no new token for the session, which ends soon"),
         }
     }
 

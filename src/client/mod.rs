@@ -43,7 +43,8 @@ const SEND_QUEUE: usize = 64;
 #[error("{0}")]
 pub struct TokenError(pub String);
 
-/// Where tokens come from: called for each connection, so that it can renew them.
+/// Where tokens come from: called for each connection, and when a session's token is about to end, so
+/// that it can renew them. It is called on the task of the connection, so it should not take long.
 pub type TokenSource = Arc<dyn Fn() -> Result<String, TokenError> + Send + Sync>;
 
 /// How to connect, and as whom.

@@ -6,6 +6,7 @@
 )]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use iris_proto::frame::Decoder;
@@ -35,6 +36,10 @@ struct Switch {
     cuts: VecDeque<(usize, usize)>,
     connections: usize,
     said_goodbye: bool,
+    /// Seconds that each session is told to have left, at its beginning.
+    expiring: Option<u64>,
+    /// The tokens that sessions brought later.
+    renewed: Vec<String>,
 }
 
 /// One connection's part of the switch.
@@ -69,6 +74,10 @@ impl Switch {
                     ..Default::default()
                 };
                 encode_server(out, server_frame::Frame::Welcome(welcome));
+                if let Some(seconds_left) = self.expiring {
+                    let expiring = v2::Expiring { seconds_left };
+                    encode_server(out, server_frame::Frame::Expiring(expiring));
+                }
                 self.push(link, out);
             }
             ClientFrameRef::Send(send) => self.store(link, &send, out),
@@ -76,6 +85,12 @@ impl Switch {
             ClientFrameRef::Ping(nonce) => encode_pong(out, nonce),
             ClientFrameRef::Goodbye(_) => self.said_goodbye = true,
             ClientFrameRef::Fetch(_) => {}
+            ClientFrameRef::Reauth(reauth) => {
+                self.renewed.push(reauth.token);
+                let (tag, expires_in_s) = (reauth.tag, 3_600);
+                let reauthed = v2::Reauthed { tag, expires_in_s };
+                encode_server(out, server_frame::Frame::Reauthed(reauthed));
+            }
         }
     }
 
@@ -375,6 +390,35 @@ async fn untrusted_switch_is_refused_at_once() {
         "{error}"
     );
     assert_eq!(fixture.look(|switch| switch.connections), 0);
+}
+
+/// R: A-2
+#[tokio::test]
+async fn a_client_that_is_told_its_end_asks_for_another_token_and_stays() {
+    let switch = Switch {
+        expiring: Some(60),
+        inbox: vec![b"behind it".to_vec()],
+        ..Switch::default()
+    };
+    let fixture = Fixture::start(switch).await;
+    let mut options = fixture.options();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    options.token = Arc::new(move || match counted.fetch_add(1, Ordering::SeqCst) {
+        0 => Ok("token-of-bob".to_owned()),
+        _ => Ok("another-of-bob".to_owned()),
+    });
+    let mut client = Client::connect(options).await.expect("a client");
+    assert!(matches!(client.next().await, Ok(Arrival::Entry(entry)) if entry.seq == Seq(1)));
+    // Its Reauth goes ahead of what it sends now.
+    client
+        .send(&user("ann"), b"still here".to_vec())
+        .await
+        .expect("accepted");
+    fixture.look(|switch| {
+        assert_eq!(switch.renewed, ["another-of-bob"]);
+        assert_eq!(switch.connections, 1);
+    });
 }
 
 /// R: A-2

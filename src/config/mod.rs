@@ -12,7 +12,8 @@
 //!   variables are nobody's business here.
 //! - A relative path in the file is relative to the file; in a flag or variable, to the working directory.
 //! - `[[auth.keys]]`, the list of keys, comes from the file only (with `--dev`: from the development
-//!   identity, see `runtime::dev`).
+//!   identity, see `runtime::dev`). `auth.jwks` names a set of further ones.
+//! - A running switch can reload: it takes the settings of `settings::MOVABLE` and the keys anew.
 //!
 //! `assemble` is a pure function of its inputs; `load` reads the file and the environment for it, and
 //! `keyring` reads the key files.
@@ -30,9 +31,11 @@ use std::path::{Path, PathBuf};
 
 pub use settings::Complaint;
 pub use settings::{CORES_MAX, Cores, Source, describe};
-use settings::{SETTINGS, Setting, Value, find};
+use settings::{MOVABLE, SETTINGS, Setting, Value, find};
 
-use crate::auth::{Algorithm, Key, KeyError, Keyring, Rules};
+use crate::auth::{
+    Algorithm, JWKS_BYTES_MAX, JwksError, Key, KeyError, KeySet, Keyring, Rules, Skipped,
+};
 use crate::runtime::dev::{self, DevFiles};
 use crate::shard::retention::Retention;
 
@@ -42,6 +45,8 @@ const MS_PER_HOUR: u64 = 60 * 60 * 1_000;
 pub const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes of a key file, at most. Over it: an error.
 pub const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
+
+const _: () = assert!(KEY_FILE_BYTES_MAX <= JWKS_BYTES_MAX as u64);
 
 /// What the switch runs with. Every value is within its bounds.
 #[derive(Clone, Debug)]
@@ -92,6 +97,8 @@ pub struct Auth {
     pub rules: Rules,
     /// The keys that tokens may be signed with.
     pub keys: Vec<KeyFile>,
+    /// A JSON Web Key Set with further ones.
+    pub jwks: Option<PathBuf>,
 }
 
 /// One `[[auth.keys]]`.
@@ -229,6 +236,14 @@ pub enum ConfigError {
     /// The keys were read and are not usable.
     #[error("[[auth.keys]]: {0}")]
     Key(#[from] KeyError),
+    /// The key set was read and is not usable.
+    #[error("{path}: {source}")]
+    Jwks {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: JwksError,
+    },
 }
 
 /// What each row of [`SETTINGS`] is, in the same order, and where that was said.
@@ -293,6 +308,10 @@ impl Settled {
         }
     }
 
+    fn optional_path(&self, key: &'static str) -> Result<Option<PathBuf>, ConfigError> {
+        self.get(key).map(|_| self.path(key)).transpose()
+    }
+
     fn text(&self, key: &'static str) -> Option<String> {
         self.get(key).map(|value| match value {
             Value::Text(text) => text.clone(),
@@ -342,7 +361,7 @@ impl Config {
         if inputs.dev {
             keys = settle_dev(&mut settled)?;
         }
-        if keys.is_empty() {
+        if keys.is_empty() && settled.get("auth.jwks").is_none() {
             let remedy = "add kid, alg and file of a key under [[auth.keys]] in the file".into();
             return Err(ConfigError::Missing {
                 key: "auth.keys".into(),
@@ -381,7 +400,11 @@ impl Config {
                 certificate: settled.path("tls.certificate")?,
                 key: settled.path("tls.key")?,
             },
-            auth: Auth { rules, keys },
+            auth: Auth {
+                rules,
+                keys,
+                jwks: settled.optional_path("auth.jwks")?,
+            },
             limits: Limits {
                 hello_timeout_ms: settled.number("limits.hello_timeout_ms")?,
                 inbox_entries: settled.number("limits.inbox_entries")?,
@@ -465,8 +488,8 @@ impl Config {
         Ok(config)
     }
 
-    /// Reads the key files.
-    pub fn keyring(&self) -> Result<Keyring, ConfigError> {
+    /// Reads the key files and the key set; with what was passed over in the set.
+    pub fn keyring(&self) -> Result<(Keyring, Vec<Skipped>), ConfigError> {
         let mut keys = Vec::with_capacity(self.auth.keys.len());
         for KeyFile {
             kid,
@@ -484,7 +507,28 @@ impl Config {
                 material,
             });
         }
-        Ok(Keyring::from_keys(keys, self.auth.rules.clone())?)
+        let mut set = KeySet::default();
+        if let Some(path) = &self.auth.jwks {
+            let text = read_bounded(path, KEY_FILE_BYTES_MAX)?;
+            set = KeySet::read(&text).map_err(|source| ConfigError::Jwks {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        let skipped = std::mem::take(&mut set.skipped);
+        let keyring = Keyring::new(keys, set, self.auth.rules.clone())?;
+        Ok((keyring, skipped))
+    }
+
+    /// The settings in which `newer` differs and which a running switch cannot take anew.
+    #[must_use]
+    pub fn fixed_changes(&self, newer: &Self) -> Vec<String> {
+        let rows = SETTINGS.iter().zip(&self.settled.0).zip(&newer.settled.0);
+        let value = |settled: &Option<(Value, Source)>| settled.as_ref().map(|it| it.0.clone());
+        rows.filter(|((_, old), new)| value(old) != value(new))
+            .map(|((setting, _), _)| setting.key())
+            .filter(|key| !MOVABLE.contains(&key.as_str()))
+            .collect()
     }
 }
 

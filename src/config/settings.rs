@@ -79,6 +79,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         "what a token's `aud` must be or list"),
     row("auth", "leeway_s", number(0, LEEWAY_S_MAX), Some("10"),
         "seconds that the issuer's clock may differ from the switch's"),
+    row("auth", "jwks", Kind::Path, None,
+        "a JSON Web Key Set with further keys, beside [[auth.keys]]"),
     row("limits", "hello_timeout_ms", number(100, 60_000), Some("5000"),
         "milliseconds from accepting a connection to its valid Hello"),
     row("limits", "inbox_entries", number(1, 1_000_000), Some("10000"),
@@ -101,6 +103,20 @@ pub(super) const SETTINGS: &[Setting] = &[
         "how a line on standard error is written"),
     row("log", "level", Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]), Some("info"),
         "the least important line that is written"),
+];
+
+/// The settings that a running switch takes anew when it reloads, beside `[[auth.keys]]`. A change of
+/// any other one needs a restart.
+pub(super) const MOVABLE: [&str; 9] = [
+    "server.drain_timeout_ms",
+    "tls.certificate",
+    "tls.key",
+    "auth.issuer",
+    "auth.audience",
+    "auth.leeway_s",
+    "auth.jwks",
+    "limits.hello_timeout_ms",
+    "limits.connections_per_core",
 ];
 
 const _: () = {

@@ -309,7 +309,7 @@ fn an_embedded_development_switch_reads_its_own_key() {
     assert_eq!(config.server.listen, listen);
     assert_eq!(config.server.cores, Cores::List(vec![0, 1]));
     assert_eq!(config.tls.certificate, files.certificate);
-    let ring = config.keyring().unwrap();
+    let (ring, _) = config.keyring().unwrap();
     assert_eq!(ring.verify("x", 0), Err(AuthError::Malformed));
 }
 
@@ -395,4 +395,51 @@ fn a_secret_file_may_end_with_a_newline() {
     );
     fs::write(&secret, format!("{}\n", "s".repeat(32))).unwrap();
     config.keyring().unwrap();
+}
+
+/// R: A-2
+#[test]
+fn a_key_set_stands_beside_or_instead_of_the_list_of_keys() {
+    let text = "[tls]\ncertificate = \"c\"\nkey = \"k\"\n[auth]\njwks = \"keys.json\"\n";
+    let mut config = assemble(text, &[], &[]).unwrap();
+    assert_eq!(config.auth.jwks, Some("/etc/iris/keys.json".into()));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("keys.json");
+    config.auth.jwks = Some(path.clone());
+    let secret =
+        "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
+    let set = format!(
+        "{{\"keys\": [{{\"kty\": \"oct\", \"kid\": \"a\", \"alg\": \"HS256\", \"k\": \"{secret}\"}},\
+         {{\"kty\": \"new\", \"kid\": \"b\"}}]}}"
+    );
+    fs::write(&path, set).unwrap();
+    let (ring, skipped) = config.keyring().unwrap();
+    assert_eq!(ring.kids().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(skipped.len(), 1);
+    fs::write(&path, "{}").unwrap();
+    let error = config.keyring().unwrap_err().to_string();
+    assert!(
+        error.contains("keys.json: this is not a JSON Web Key Set"),
+        "{error}"
+    );
+    fs::write(&path, " ".repeat(64 * 1024 + 1)).unwrap();
+    let error = config.keyring().unwrap_err().to_string();
+    assert!(error.contains("has more than 65536 bytes"), "{error}");
+}
+
+/// R: E-4
+#[test]
+fn a_reload_names_the_settings_that_it_cannot_take() {
+    let before = assemble(LEAST, &[], &[]).unwrap();
+    let after = format!(
+        "[limits]\nhello_timeout_ms = 700\ninbox_entries = 5\n[log]\nlevel = \"warn\"\n\
+         [auth]\naudience = \"other\"\n{}",
+        LEAST.replace("certificate.pem", "other.pem")
+    );
+    let after = assemble(&after, &[], &[]).unwrap();
+    assert_eq!(
+        before.fixed_changes(&after),
+        ["limits.inbox_entries", "log.level"]
+    );
+    assert_eq!(before.fixed_changes(&before.clone()), [""; 0]);
 }

@@ -4,6 +4,7 @@
 //!   start:  data directory ─▶ one thread per core: recover its logs, set up its rings ─▶ all ready
 //!           ─▶ mesh them ─▶ listen
 //!           ─▶ admin socket, on a thread of its own
+//!   reload: SIGHUP ─▶ read configuration, keys and certificate ─▶ every core takes the new policy
 //!   stop:   signal ─▶ every core drains ─▶ threads end ─▶ exit 0
 //! ```
 //!
@@ -15,6 +16,7 @@ pub mod clock;
 pub mod dev;
 pub mod mesh;
 pub mod offline;
+pub mod policy;
 pub mod preflight;
 pub mod reactor;
 pub mod report;
@@ -24,6 +26,7 @@ pub mod storage;
 pub mod stream;
 pub mod tls;
 
+pub use policy::{Policy, PolicyError};
 pub use reactor::{Hooks, SyncGate};
 pub use serve::{Ready, ServeError, options, serve};
-pub use start::{NodeError, Options, Running, start};
+pub use start::{NodeError, Options, Running, SilentCores, start};

@@ -2,17 +2,16 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 
+use super::policy::{Policy, PolicyError, Reloading};
 use super::preflight::{self, PreflightError};
 use super::start::{NodeError, Options, start};
 use super::storage::{DataDirError, Format, SHARDS_DEFAULT, Upkeep};
-use super::tls::{TlsConfigError, server_config};
-use crate::config::{Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
+use crate::config::{Config, ConfigError};
 use crate::shard::ShardConfig;
 
 /// The switch listens: what its starter wants to know.
@@ -30,10 +29,7 @@ pub enum ServeError {
     Preflight(#[from] PreflightError),
     /// A file that the configuration names is unusable.
     #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Certificate or key is unusable.
-    #[error(transparent)]
-    Tls(#[from] TlsConfigError),
+    Policy(#[from] PolicyError),
     /// A core did not start.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -50,14 +46,21 @@ pub enum ServeError {
     },
 }
 
-/// Runs the switch until SIGTERM or SIGINT. `ready` is called once, when clients can connect.
-pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError> {
+/// Runs the switch until SIGTERM or SIGINT. `ready` is called once, when clients can connect; `reread`
+/// at each SIGHUP, for the configuration as it is then.
+pub fn serve(
+    config: Config,
+    reread: impl Fn() -> Result<Config, ConfigError>,
+    ready: impl FnOnce(Ready),
+) -> Result<(), ServeError> {
     stop_at_panics();
     // Before anything else, so that no signal after this line finds its default action.
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|source| ServeError::Signals { source })?;
     let prepared = preflight::run(&config)?;
-    let mut running = start(options(&config, prepared.cores)?)?;
+    let options = options(&config, prepared.cores)?;
+    let mut reloading = Reloading::new(config, Arc::clone(&options.policy), reread);
+    let mut running = start(options)?;
     running.publish_address()?;
     if let Err(error) = running.open_admin() {
         tracing::warn!(%error, "no admin socket: the switch serves, but cannot be asked how it is");
@@ -68,9 +71,7 @@ pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError
     });
     for signal in signals.forever() {
         if signal == SIGHUP {
-            tracing::warn!(
-                "SIGHUP: reloading is not there yet; restart to take a new configuration"
-            );
+            reloading.reload(&mut running);
             continue;
         }
         tracing::info!(
@@ -79,7 +80,7 @@ pub fn serve(config: Config, ready: impl FnOnce(Ready)) -> Result<(), ServeError
         );
         break;
     }
-    running.drain(Duration::from_millis(config.server.drain_timeout_ms));
+    running.drain(reloading.drain_timeout());
     running.wait()?;
     tracing::info!("stopped");
     Ok(())
@@ -97,8 +98,6 @@ fn stop_at_panics() {
 
 /// What the configuration means for a node on these processors.
 pub fn options(config: &Config, processors: Vec<usize>) -> Result<Options, ServeError> {
-    let certificate = read_bounded(&config.tls.certificate, KEY_FILE_BYTES_MAX)?;
-    let key = read_bounded(&config.tls.key, KEY_FILE_BYTES_MAX)?;
     let logs = u32::try_from(processors.len())
         .unwrap_or(SHARDS_DEFAULT)
         .min(SHARDS_DEFAULT);
@@ -111,9 +110,7 @@ pub fn options(config: &Config, processors: Vec<usize>) -> Result<Options, Serve
             segment_bytes: config.storage.segment_bytes,
             ..Format::default()
         },
-        tls: server_config(&certificate, &key)?,
-        keyring: Arc::new(config.keyring()?),
-        hello_timeout: Duration::from_millis(config.limits.hello_timeout_ms),
+        policy: Arc::new(Policy::read(config, None)?),
         shard: ShardConfig {
             inbox_entries_max: config.limits.inbox_entries,
             retention: config.storage.retention,
@@ -123,8 +120,6 @@ pub fn options(config: &Config, processors: Vec<usize>) -> Result<Options, Serve
             checkpoint_bytes: config.storage.checkpoint_bytes,
             clean_bytes_per_s: config.storage.clean_bytes_per_s,
         },
-        connections_per_core_max: usize::try_from(config.limits.connections_per_core)
-            .unwrap_or(usize::MAX),
         hooks: super::Hooks::default(),
     })
 }

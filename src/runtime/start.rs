@@ -5,17 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin};
-use rustls::ServerConfig;
 use thiserror::Error;
 
 use super::admin::{Admin, AdminError, Line};
 use super::mesh::{Mesh, Parcel, Peer};
+use super::policy::Policy;
 use super::reactor::{Control, Core, CoreParts, Hooks};
 use super::storage::{DataDir, DataDirError, Files, Format, LogError, Upkeep, open_log};
 use super::stream::{Doorbell, Sockets, SocketsConfig, StartError};
-use crate::auth::Keyring;
 use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::ring::{Consumer, Producer, Sleeper, link};
 use crate::shard::ShardConfig;
@@ -23,9 +22,12 @@ use crate::store::Store;
 
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
-/// Orders that wait for a core: one to drain, one to report, and room. Who asks for reports has at most
-/// one waiting with each core, so that an order to drain always finds a place.
+/// Orders that wait for a core: one to drain, one to report, one to adopt a policy, and room. Of reports
+/// and policies at most one waits with each core, so that an order to drain always finds a place.
 const ORDERS_MAX: usize = 4;
+/// How long a core may take to adopt a policy before it is called silent. A healthy one does within its
+/// tick of 50 ms.
+pub const ADOPT_MAX: Duration = Duration::from_secs(2);
 /// Memory that glommio pins for its own I/O on each core. The switch's own rings do the work.
 const EXECUTOR_IO_MEMORY: usize = 1 << 20;
 
@@ -40,18 +42,12 @@ pub struct Options {
     pub data: PathBuf,
     /// How the data directory is formatted if it is new.
     pub format: Format,
-    /// Certificate and protocol.
-    pub tls: Arc<ServerConfig>,
-    /// The keys that tokens are verified with.
-    pub keyring: Arc<Keyring>,
-    /// How long a stranger may take to say a valid Hello.
-    pub hello_timeout: Duration,
+    /// Certificate, keys and limits: what can be exchanged later.
+    pub policy: Arc<Policy>,
     /// What is configured of each shard.
     pub shard: ShardConfig,
     /// When checkpoints are written and how fast old segments are cleaned.
     pub upkeep: Upkeep,
-    /// Connections of one core; more are closed as they come.
-    pub connections_per_core_max: usize,
     /// For tests.
     pub hooks: Hooks,
 }
@@ -90,10 +86,40 @@ pub enum NodeError {
     },
 }
 
+/// Cores that have not taken an earlier policy yet.
+#[derive(Debug, Error)]
+#[error("core {0:?} has not taken the one before; look at `iris status`, and try again")]
+pub struct SilentCores(pub Vec<usize>);
+
+/// The starter's way to one core.
+struct Order {
+    control: Sender<Control>,
+    doorbell: Doorbell,
+    /// A policy that was sent; it ends when the core has taken it.
+    adopting: Option<Receiver<()>>,
+}
+
+impl Order {
+    /// Waits until the core has taken the policy that was sent to it; false when it did not by then.
+    fn has_adopted(&mut self, deadline: Instant) -> bool {
+        let Some(adopting) = &self.adopting else {
+            return true;
+        };
+        let taken = match adopting.recv_deadline(deadline) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => true, // taken, or the core has ended
+            Err(RecvTimeoutError::Timeout) => false,
+        };
+        if taken {
+            self.adopting = None;
+        }
+        taken
+    }
+}
+
 /// A node that serves.
 pub struct Running {
     address: SocketAddr,
-    control: Vec<(Sender<Control>, Doorbell)>,
+    control: Vec<Order>,
     threads: Vec<glommio::ExecutorJoinHandle<Vec<(LogId, u64)>>>,
     /// Gone before `data`, whose lock says that the socket's file is ours.
     admin: Option<Admin>,
@@ -115,9 +141,9 @@ impl Running {
 
     /// Opens the admin socket in the data directory, until the node has ended.
     pub fn open_admin(&mut self) -> Result<(), AdminError> {
-        let lines = self.control.iter().map(|(control, doorbell)| {
-            let doorbell = doorbell.clone();
-            Line::new(control.clone(), move || doorbell.ring())
+        let lines = self.control.iter().map(|order| {
+            let doorbell = order.doorbell.clone();
+            Line::new(order.control.clone(), move || doorbell.ring())
         });
         let lines = lines.collect();
         self.admin = Some(Admin::open(self.data.path(), self.address, lines)?);
@@ -128,12 +154,41 @@ impl Running {
     pub fn drain(&self, patience: Duration) {
         #[expect(clippy::disallowed_methods, reason = "a deadline begins here")]
         let deadline = Instant::now() + patience;
-        for (control, doorbell) in &self.control {
-            // A core that has ended already needs no order. There is room: reports wait for at most
-            // one place (`ORDERS_MAX`), so a full channel holds this order already.
-            let _ = control.try_send(Control::Drain { deadline });
-            doorbell.ring();
+        for order in &self.control {
+            // A core that has ended already needs no order. There is room: reports and policies wait
+            // for at most one place each (`ORDERS_MAX`), so a full channel holds this order already.
+            let _ = order.control.try_send(Control::Drain { deadline });
+            order.doorbell.ring();
         }
+    }
+
+    /// Gives every core a new policy, and waits until they have taken it. It is for all of them or for
+    /// none: while a core has not taken an earlier one, an error, and nothing was sent. A core that has
+    /// not taken this one within [`ADOPT_MAX`] is named; it will, before all else, once it goes on.
+    pub fn adopt(&mut self, policy: &Arc<Policy>) -> Result<Vec<usize>, SilentCores> {
+        #[expect(clippy::disallowed_methods, reason = "a deadline begins here")]
+        let deadline = Instant::now() + ADOPT_MAX;
+        let silent = self.silent(deadline);
+        if !silent.is_empty() {
+            return Err(SilentCores(silent));
+        }
+        for order in &mut self.control {
+            let (taken, adopting) = bounded(1);
+            let policy = Arc::clone(policy);
+            // There is room, or the core has ended.
+            let _ = order.control.try_send(Control::Adopt { policy, taken });
+            order.adopting = Some(adopting);
+            order.doorbell.ring();
+        }
+        Ok(self.silent(deadline))
+    }
+
+    /// The cores that have not taken what was sent to them by then.
+    fn silent(&mut self, deadline: Instant) -> Vec<usize> {
+        let cores = self.control.iter_mut().enumerate();
+        cores
+            .filter_map(|(core, order)| (!order.has_adopted(deadline)).then_some(core))
+            .collect()
     }
 
     /// Waits until all cores have ended, and notes how far the logs reach: should a later start find
@@ -225,7 +280,11 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     {
         // A core that is gone has sent its error above.
         let _ = go.send(Go { mesh, listener });
-        running.control.push((control, doorbell));
+        running.control.push(Order {
+            control,
+            doorbell,
+            adopting: None,
+        });
         running.threads.push(thread);
     }
     Ok(running)
@@ -331,11 +390,8 @@ impl Seed {
         let parts = CoreParts {
             id: self.id,
             placement: self.placement,
-            tls: self.options.tls,
-            keyring: self.options.keyring,
+            policy: self.options.policy,
             cluster: self.cluster,
-            hello_timeout: self.options.hello_timeout,
-            connections_max: self.options.connections_per_core_max,
             logs,
             mesh,
             sleeper: self.sleeper,

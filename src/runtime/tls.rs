@@ -537,7 +537,8 @@ pub fn client_config(ca_pem: &[u8]) -> Result<Arc<ClientConfig>, TlsConfigError>
     Ok(Arc::new(config))
 }
 
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsConfigError> {
+/// The certificates of a PEM file, at least one.
+pub(super) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsConfigError> {
     let all = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(TlsConfigError::Certificate)?;

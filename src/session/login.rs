@@ -44,6 +44,25 @@ pub fn identify(
     })
 }
 
+/// Whether a session may go on with a further token: one of the same user, and not of another device.
+/// It changes the session's end and nothing else, so it widens nothing (R: A-4).
+#[must_use]
+pub fn may_renew(identity: &Identity, claims: &Claims) -> bool {
+    let device = claims.device.as_ref();
+    claims.user == identity.user && device.is_none_or(|device| *device == identity.device)
+}
+
+/// The second at which a session's alarm goes off first, when its token is taken at `now_s` and ends at
+/// `end_s`: to warn it ahead of the end, by [`EXPIRY_WARNING_S`] or a quarter of what is left; at the end
+/// itself when that is less than a second.
+///
+/// [`EXPIRY_WARNING_S`]: limits::EXPIRY_WARNING_S
+#[must_use]
+pub fn first_alarm_s(end_s: u64, now_s: u64) -> u64 {
+    let ahead_s = limits::EXPIRY_WARNING_S.min(end_s.saturating_sub(now_s) / 4);
+    end_s - ahead_s
+}
+
 /// The part of a Welcome that follows from who the session is.
 #[must_use]
 pub fn welcome(identity: &Identity) -> v2::Welcome {
@@ -158,6 +177,37 @@ mod tests {
         assert_eq!(versions(3, 9), Err(GoodbyeReason::Version));
         assert_eq!(versions(0, 1), Err(GoodbyeReason::Version));
         assert_eq!(versions(9, 1), Err(GoodbyeReason::Version));
+    }
+
+    /// R
+    #[test]
+    fn a_further_token_must_be_of_the_same_user_and_not_of_another_device() {
+        let with = |user: &str, device: Option<&str>| Claims {
+            user: UserId::new(user).unwrap(),
+            ..claims(device)
+        };
+        let user = claims(None).user;
+        let identity = |device: Option<&str>| {
+            with_hello(hello("phone"), |hello| {
+                identify(claims(device), hello, UserHash(1)).unwrap()
+            })
+        };
+        for identity in [identity(None), identity(Some("phone"))] {
+            assert!(may_renew(&identity, &with(user.as_str(), None)));
+            assert!(may_renew(&identity, &with(user.as_str(), Some("phone"))));
+            assert!(!may_renew(&identity, &with(user.as_str(), Some("laptop"))));
+            assert!(!may_renew(&identity, &with("mallory", None)));
+            assert!(!may_renew(&identity, &with("mallory", Some("phone"))));
+        }
+    }
+
+    #[test]
+    fn a_session_is_warned_a_minute_ahead_or_at_a_quarter_of_a_short_token() {
+        assert_eq!(first_alarm_s(10_000, 1_000), 9_940);
+        assert_eq!(first_alarm_s(1_240, 1_000), 1_180);
+        assert_eq!(first_alarm_s(1_040, 1_000), 1_030);
+        assert_eq!(first_alarm_s(1_003, 1_000), 1_003);
+        assert_eq!(first_alarm_s(1_000, 2_000), 1_000);
     }
 
     #[test]

@@ -21,7 +21,8 @@ use iris_proto::limits::{FETCH_ENTRIES_MAX, SENDS_IN_FLIGHT_MAX};
 use crate::placement::UserHash;
 use window::Window;
 
-/// Who a session is, as its token and Hello said. Nothing in a later frame changes it (R: A-4).
+/// Who a session is, as its token and Hello said. Nothing in a later frame changes it (R: A-4), but that
+/// a further token moves its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The user.

@@ -471,6 +471,9 @@ impl Client {
                 around.check.is_true(world, id, &entry);
             }
             Happened::Fetched { .. } | Happened::FetchFailed { .. } => {}
+            Happened::Expiring { .. } | Happened::Renewed { .. } | Happened::RenewFailed { .. } => {
+                world.fail(|| format!("client {id}: tokens do not end here"));
+            }
             Happened::Disconnected(why) => self.disconnected(around, &why),
         }
     }

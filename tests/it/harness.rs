@@ -18,7 +18,6 @@ use tempfile::TempDir;
 
 /// How long a test waits for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-
 /// The audience of development tokens.
 pub const AUDIENCE: &str = "iris";
 
@@ -36,6 +35,8 @@ pub fn iris() -> Command {
 pub struct Setup {
     pub cores: String,
     pub environment: Vec<(&'static str, String)>,
+    /// A configuration file instead of `--dev`.
+    pub config: Option<PathBuf>,
 }
 
 impl Setup {
@@ -60,6 +61,7 @@ impl Default for Setup {
         Self {
             cores: all_cores(2),
             environment: Vec::new(),
+            config: None,
         }
     }
 }
@@ -101,14 +103,11 @@ impl Server {
 
     pub fn start_with(data: &Path, setup: &Setup) -> Self {
         let mut command = iris();
-        command.args([
-            "serve",
-            "--dev",
-            "--listen",
-            "127.0.0.1:0",
-            "--cores",
-            &setup.cores,
-        ]);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--cores", &setup.cores]);
+        match &setup.config {
+            Some(file) => command.arg("--config").arg(file),
+            None => command.arg("--dev"),
+        };
         command
             .arg("--data")
             .arg(data)
@@ -147,6 +146,22 @@ impl Server {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Tells it to reload.
+    pub fn hang_up(&self) {
+        self.signal(libc::SIGHUP);
+    }
+
+    /// The next line of its log that contains `part`; those before it are passed over.
+    pub fn log_line(&self, part: &str) -> String {
+        loop {
+            match self.errors.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(part) => return line,
+                Ok(_) => {}
+                Err(error) => panic!("`{part}` was not logged: {error}"),
+            }
+        }
     }
 
     fn signal(&self, signal: i32) {

@@ -41,11 +41,28 @@ fn every_bad_token_gets_the_same_goodbye() {
         mint_with(&other_kid, "ann", None, 60, now_s()),
         format!("eyJhbGciOiJub25lIn0.{}.", head.split_once('.').unwrap().1),
         "x".repeat(4_000),
+        "x".repeat(6_000), // longer than any token may be
+        format!(" {good}"),
+        format!("{good}."),
+        format!("{good}.{signature}"),
+        format!(
+            "eyJhbGciOiJFZERTQSIsImNyaXQiOlsiYjY0Il19.{}.{signature}",
+            "e30"
+        ),
     ];
+    let mut goodbyes = Vec::new();
     for token in tokens {
-        let reason = refusal(&server, &token, &Hello::default());
-        assert_eq!(reason, GoodbyeReason::BadToken, "token {token:?}");
+        let mut client = Raw::connect(server.address, &identity);
+        client.hello(&token, &Hello::default());
+        match client.next() {
+            ServerFrame::Goodbye(goodbye) => goodbyes.push(goodbye),
+            other => panic!("token {token:?}: {other:?}"),
+        }
+        assert!(client.try_next().is_err(), "something came after a Goodbye");
     }
+    assert_eq!(goodbyes[0].reason(), GoodbyeReason::BadToken);
+    goodbyes.dedup();
+    assert_eq!(goodbyes.len(), 1, "the answer tells which rule it was");
     Raw::login(&server, "ann");
 }
 

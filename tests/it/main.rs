@@ -17,6 +17,8 @@ mod load;
 mod login;
 mod offline;
 mod raw;
+mod reauth;
+mod reload;
 mod small_disk;
 mod start;
 mod tour;

@@ -44,7 +44,8 @@ impl Default for Hello<'_> {
     }
 }
 
-fn config(identity: &Identity) -> Arc<ClientConfig> {
+/// A client's TLS. Connections that share one resume each other's sessions.
+pub fn config(identity: &Identity) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -63,12 +64,16 @@ impl Raw {
 
     /// The same with a switch that may be gone.
     pub fn try_connect(address: SocketAddr, identity: &Identity) -> Option<Self> {
+        Self::try_connect_with(address, config(identity))
+    }
+
+    pub fn try_connect_with(address: SocketAddr, config: Arc<ClientConfig>) -> Option<Self> {
         let socket = TcpStream::connect(address).ok()?;
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
         socket.set_nodelay(true).unwrap();
         let name = "localhost".try_into().unwrap();
-        let tls = ClientConnection::new(config(identity), name).unwrap();
+        let tls = ClientConnection::new(config, name).unwrap();
         let stream = StreamOwned::new(tls, socket);
         Some(Self {
             stream,
@@ -76,6 +81,11 @@ impl Raw {
             frames: VecDeque::new(),
             tag: 0,
         })
+    }
+
+    /// Whether the handshake, which is done, resumed an earlier session.
+    pub fn resumed(&self) -> bool {
+        self.stream.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
     }
 
     /// Connects and logs in as `user` on device `phone`.
@@ -202,6 +212,14 @@ impl Raw {
             }
             self.received.drain(..at);
         }
+    }
+
+    /// Brings a further token; the tag of the request.
+    pub fn reauth(&mut self, token: &str) -> u64 {
+        self.tag += 1;
+        let (tag, token) = (self.tag, token.to_owned());
+        self.write(ClientFrame::Reauth(v2::Reauth { tag, token }));
+        tag
     }
 
     pub fn entry(&mut self) -> v2::Entry {

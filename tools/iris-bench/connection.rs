@@ -282,7 +282,10 @@ impl Connection {
                 text: format!("{:?}: {}", goodbye.reason(), goodbye.text),
                 retry_after_ms: goodbye.retry_after_ms,
             },
-            ServerFrameRef::Fetched(_) | ServerFrameRef::Pong(_) => Step::Nothing,
+            ServerFrameRef::Fetched(_)
+            | ServerFrameRef::Pong(_)
+            | ServerFrameRef::Reauthed(_)
+            | ServerFrameRef::Expiring(_) => Step::Nothing,
         }
     }
 

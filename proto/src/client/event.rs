@@ -113,6 +113,25 @@ pub enum Event {
         /// With `ExpiredRange`: the oldest seq there is.
         oldest: Seq,
     },
+    /// The session ends soon, with its token: give it a new one with
+    /// [`Session::renew`](super::Session::renew). Else it ends, and another begins with the token that
+    /// is given then.
+    Expiring {
+        /// Seconds until then.
+        left_s: u64,
+    },
+    /// The session goes on with the new token.
+    Renewed {
+        /// Seconds until it ends.
+        left_s: u64,
+    },
+    /// The new token was not taken; the session goes on with the one before.
+    RenewFailed {
+        /// Why. `UnknownFrame`: the switch is too old for this.
+        code: RejectCode,
+        /// Not 0: trying again sooner is of no use.
+        retry_after_ms: u64,
+    },
     /// The connection ended; another will be made.
     Disconnected(Disconnect),
 }

@@ -1,5 +1,7 @@
 //! The session against a small model of the switch, with connections that break anywhere.
 
+mod renewal;
+
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::{String, ToString};
 use alloc::vec;
@@ -30,6 +32,10 @@ struct Switch {
     cluster: Vec<u8>,
     resumed: Vec<Option<u64>>,
     done: bool,
+    /// Seconds that a session is told to have left, at its beginning.
+    expiring: Option<u64>,
+    /// The tokens that it takes, with the seconds that they last.
+    tokens: BTreeMap<String, u64>,
 }
 
 impl Switch {
@@ -53,6 +59,10 @@ impl Switch {
                         ..Default::default()
                     };
                     encode_server(out, server_frame::Frame::Welcome(welcome));
+                    if let Some(seconds_left) = self.expiring {
+                        let expiring = v2::Expiring { seconds_left };
+                        encode_server(out, server_frame::Frame::Expiring(expiring));
+                    }
                 }
                 ClientFrameRef::Send(send) => self.store(&send, out),
                 ClientFrameRef::Ack(seq) => self.cursor = self.cursor.max(seq.min(self.pushed)),
@@ -67,9 +77,25 @@ impl Switch {
                     encode_server(out, server_frame::Frame::Fetched(fetched));
                 }
                 ClientFrameRef::Goodbye(_) => self.done = true,
+                ClientFrameRef::Reauth(reauth) => self.reauth(&reauth, out),
             }
         }
         self.push(out);
+    }
+
+    fn reauth(&mut self, reauth: &v2::Reauth, out: &mut Vec<u8>) {
+        let tag = reauth.tag;
+        let frame = match self.tokens.get(&reauth.token) {
+            Some(&expires_in_s) => {
+                server_frame::Frame::Reauthed(v2::Reauthed { tag, expires_in_s })
+            }
+            None => server_frame::Frame::Rejected(v2::Rejected {
+                tag,
+                code: RejectCode::BadToken.into(),
+                ..Default::default()
+            }),
+        };
+        encode_server(out, frame);
     }
 
     fn store(&mut self, send: &SendRef<'_>, out: &mut Vec<u8>) {
@@ -217,6 +243,16 @@ impl World {
             }
             self.session.tick(self.now_ms);
         }
+    }
+
+    /// What the session has to say and what the switch answers, on the connection that is there.
+    fn exchange(&mut self) {
+        let (mut bytes, mut answer) = (Vec::new(), Vec::new());
+        self.session.write(self.now_ms, &mut bytes);
+        let mut decoder = Decoder::new(FRAME_BYTES_MAX);
+        self.switch.take(&bytes, &mut decoder, &mut answer);
+        self.session.received(self.now_ms, &answer);
+        self.drain();
     }
 
     fn accepted(&self) -> Vec<Ticket> {

@@ -47,6 +47,32 @@ pub struct Live {
     pub proposed: Seq,
     /// Whether the core will propose the cursor at the next gathering.
     pub gathering: bool,
+    /// The second at which it is to be warned of its end, or ended.
+    pub alarm_s: u64,
+    /// The next Reauth is taken from then on.
+    pub reauth_from: Instant,
+}
+
+impl Live {
+    /// A session of a device whose durable cursor is `cursor`. Its alarm is not set yet.
+    pub fn new(
+        session: Session,
+        at: Instant,
+        shard: ShardId,
+        user: Option<UserSlot>,
+        cursor: Seq,
+    ) -> Self {
+        Self {
+            session,
+            at,
+            shard,
+            user,
+            proposed: cursor,
+            gathering: false,
+            alarm_s: 0,
+            reauth_from: at,
+        }
+    }
 }
 
 /// Where a connection is in its life.

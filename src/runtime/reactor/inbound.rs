@@ -34,10 +34,10 @@ type Leave = GoodbyeReason;
 
 impl Core {
     pub(super) fn accepted(&mut self, socket: OwnedFd) {
-        if self.draining.is_some() || self.sockets.count() >= self.connections_max {
+        if self.draining.is_some() || self.sockets.count() >= self.policy.connections_per_core_max {
             return; // dropped, and so closed: before TLS nothing can be said
         }
-        let tls = match Tls::server(self.tls.clone()) {
+        let tls = match Tls::server(self.policy.tls.clone()) {
             Ok(tls) => tls,
             Err(error) => {
                 tracing::error!(core = self.id.0, %error, "no TLS session could be made");
@@ -48,7 +48,7 @@ impl Core {
         self.connections
             .insert(Box::new(Connection::greeting(id, tls)));
         self.greeting
-            .push_back((self.now.monotonic + self.hello_timeout, id));
+            .push_back((self.now.monotonic + self.policy.hello_timeout, id));
     }
 
     pub(super) fn received(&mut self, id: SocketId, buffer: BufferId) {
@@ -161,6 +161,7 @@ impl Core {
                 wire::encode_pong(&mut connection.out, nonce);
             }
             Ok(ClientFrameRef::Fetch(fetch)) => self.fetch(connection, &fetch),
+            Ok(ClientFrameRef::Reauth(reauth)) => self.reauth(connection, &reauth),
             Ok(ClientFrameRef::Goodbye(_)) => return Err(GoodbyeReason::Normal),
             Ok(ClientFrameRef::Hello(_)) | Err(DecodeError::Malformed) => {
                 return Err(GoodbyeReason::BadFrame);
@@ -179,6 +180,7 @@ impl Core {
     fn hello(&mut self, connection: &mut Connection, hello: &HelloRef<'_>) -> Result<(), Leave> {
         check_version(hello)?;
         let claims = self
+            .policy
             .keyring
             .verify(hello.token, self.now.unix_s())
             .map_err(|error| {
@@ -229,7 +231,7 @@ impl Core {
 
     /// A connection has come from another core.
     pub(super) fn entered(&mut self, handoff: Handoff) {
-        if self.draining.is_some() || self.sockets.count() >= self.connections_max {
+        if self.draining.is_some() || self.sockets.count() >= self.policy.connections_per_core_max {
             return; // the client sees the end of the connection and comes back elsewhere
         }
         let Handoff {
@@ -265,7 +267,7 @@ impl Core {
             self.leave(connection, GoodbyeReason::Overloaded, DISK_RETRY_MS);
             return;
         }
-        let deadline = self.now.monotonic + self.hello_timeout;
+        let deadline = self.now.monotonic + self.policy.hello_timeout;
         self.greeting.push_back((deadline, connection.id));
         let reply = ReplyTo {
             core: self.id,
@@ -343,18 +345,10 @@ impl Core {
                 .or_default()
                 .push(connection.id);
         }
-        self.expire_later(identity.expires_s, connection.id);
         connection.decoder.set_max(FRAME_BYTES_MAX);
         let session = Session::new(identity, cursor, start);
-        let (proposed, gathering) = (cursor, false);
-        let live = Live {
-            session,
-            at,
-            shard,
-            user,
-            proposed,
-            gathering,
-        };
+        let mut live = Live::new(session, at, shard, user, cursor);
+        self.set_alarm(&mut live, connection.id);
         connection.state = State::Live(Box::new(live));
         self.live_sessions += 1;
         self.mark_dirty(connection);

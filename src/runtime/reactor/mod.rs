@@ -17,6 +17,7 @@
 
 mod answers;
 mod connection;
+mod expiry;
 mod hooks;
 mod inbound;
 mod lanes;
@@ -32,14 +33,13 @@ use crossbeam_channel::{Receiver, Sender};
 use hashbrown::HashMap;
 use iris_proto::id::SendEpoch;
 use iris_proto::v2::GoodbyeReason;
-use rustls::ServerConfig;
 
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
+use super::policy::Policy;
 use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
-use crate::auth::Keyring;
 use crate::placement::{CoreId, LogId, Placement, ShardId, UserHash};
 use crate::ring::Sleeper;
 use crate::shard::user::UserSlot;
@@ -59,7 +59,8 @@ pub const ACK_GATHER: Duration = Duration::from_millis(200);
 /// A device that acknowledged so many entries since its last proposed cursor does not wait for the
 /// gathering, or a fast inbox would look full.
 pub const ACK_GATHER_ENTRIES: u64 = 512;
-/// Ends of sessions that are gone already which a core may remember beside as many as it has sockets.
+/// Alarms of sessions that are gone or have a new token which a core may remember, beside twice as many as
+/// it has sockets.
 const EXPIRING_SLACK: usize = 1024;
 /// How long a peer may take to close after our Goodbye before we cut.
 pub const CLOSING_MAX: Duration = Duration::from_secs(2);
@@ -71,6 +72,13 @@ pub const SHUTDOWN_RETRY_MS: u64 = 2_000;
 pub enum Control {
     /// Say how you are, in the next tick. The answer is not waited for: one that finds no room is lost.
     Report(Sender<CoreReport>),
+    /// From now on this certificate, these keys and these limits hold. Whoever is here stays.
+    Adopt {
+        /// What replaces the one before.
+        policy: Arc<Policy>,
+        /// Told when it is done.
+        taken: Sender<()>,
+    },
     /// Say goodbye to everybody, finish what is under way, and end by this instant.
     Drain {
         /// What is still open then is cut.
@@ -82,11 +90,8 @@ pub enum Control {
 pub(super) struct CoreParts {
     pub id: CoreId,
     pub placement: Placement,
-    pub tls: Arc<ServerConfig>,
-    pub keyring: Arc<Keyring>,
+    pub policy: Arc<Policy>,
     pub cluster: [u8; 16],
-    pub hello_timeout: Duration,
-    pub connections_max: usize,
     pub logs: Vec<(LogId, Store, Files)>,
     pub mesh: Mesh,
     pub sleeper: Arc<Sleeper>,
@@ -99,11 +104,9 @@ pub(super) struct Core {
     id: CoreId,
     placement: Placement,
     sockets: Sockets,
-    tls: Arc<ServerConfig>,
-    keyring: Arc<Keyring>,
+    /// Certificate, keys and limits. A core's own reference: a new one comes by its control channel.
+    policy: Arc<Policy>,
     cluster: [u8; 16],
-    hello_timeout: Duration,
-    connections_max: usize,
     lanes: Lanes,
     mesh: Mesh,
     sleeper: Arc<Sleeper>,
@@ -127,7 +130,7 @@ pub(super) struct Core {
     greeting: VecDeque<(Instant, SocketId)>,
     /// Those who were told Goodbye, oldest first.
     closing: VecDeque<(Instant, SocketId)>,
-    /// When tokens end, in seconds since the Unix epoch.
+    /// When sessions are to be warned or ended, in seconds since the Unix epoch.
     expiring: BinaryHeap<Reverse<(u64, SocketId)>>,
     events: Vec<Event>,
     /// Plaintext of the connection at hand.
@@ -154,11 +157,8 @@ impl Core {
             id: parts.id,
             placement: parts.placement,
             sockets,
-            tls: parts.tls,
-            keyring: parts.keyring,
+            policy: parts.policy,
             cluster: parts.cluster,
-            hello_timeout: parts.hello_timeout,
-            connections_max: parts.connections_max,
             lanes: Lanes::new(
                 parts.placement,
                 parts.logs,
@@ -311,6 +311,10 @@ impl Core {
         while let Ok(control) = self.control.try_recv() {
             match control {
                 Control::Drain { deadline } => self.drain(deadline),
+                Control::Adopt { policy, taken } => {
+                    self.adopt(policy);
+                    let _ = taken.try_send(()); // who sent it may have given up waiting
+                }
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }
@@ -335,24 +339,14 @@ impl Core {
         }
     }
 
-    /// Notes when a session ends. Those that ended before leave the list when they are the most of it.
-    fn expire_later(&mut self, expires_s: u64, id: SocketId) {
-        if self.expiring.len() > 2 * self.sockets.count() + EXPIRING_SLACK {
-            let connections = &mut self.connections;
-            self.expiring
-                .retain(|Reverse((_, id))| connections.get(*id).is_some());
+    /// Takes a new policy. Handshakes and logins that have begun end by the one that they met, and nobody
+    /// waits for a Hello longer than the new one says.
+    fn adopt(&mut self, policy: Arc<Policy>) {
+        let latest = self.now.monotonic + policy.hello_timeout;
+        for (deadline, _) in &mut self.greeting {
+            *deadline = latest.min(*deadline); // the queue stays in order
         }
-        self.expiring.push(Reverse((expires_s, id)));
-    }
-
-    fn expire_sessions(&mut self) {
-        while let Some(Reverse((expires_s, id))) = self.expiring.peek().copied() {
-            if expires_s > self.now.unix_s() {
-                return;
-            }
-            self.expiring.pop();
-            self.say_goodbye(id, GoodbyeReason::TokenExpired, 0);
-        }
+        self.policy = policy;
     }
 
     fn drain(&mut self, deadline: Instant) {

@@ -149,10 +149,8 @@ impl Check {
             }
             ServerFrameRef::Rejected(answer) => {
                 let no = tap.tags.remove(&answer.tag);
-                world.note(|| {
-                    let (code, expected) = (answer.code(), answer.expected);
-                    format!("{id:?} rejected {no:?}: {code:?} (expected {expected})")
-                });
+                let (code, n) = (answer.code(), answer.expected);
+                world.note(|| format!("{id:?} rejected {no:?}: {code:?} (expected {n})"));
             }
             ServerFrameRef::Entry(entry) => {
                 world.note(|| format!("{id:?} entry {} fetch {}", entry.seq, entry.fetch_tag));
@@ -166,6 +164,9 @@ impl Check {
             }
             ServerFrameRef::Goodbye(goodbye) => self.goodbye(world, id, goodbye.reason()),
             ServerFrameRef::Fetched(_) | ServerFrameRef::Pong(_) => {}
+            ServerFrameRef::Expiring(_) | ServerFrameRef::Reauthed(_) => {
+                world.fail(|| format!("{id:?}: tokens do not end here, and it wrote {frame:?}"));
+            }
         }
     }
 

@@ -128,6 +128,11 @@ impl Core {
             }
             Ok(ClientFrameRef::Ping(nonce)) => wire::encode_pong(&mut connection.out, nonce),
             Ok(ClientFrameRef::Fetch(fetch)) => self.fetch(connection, &fetch),
+            Ok(ClientFrameRef::Reauth(reauth)) => {
+                // Tokens are not simulated, and do not end.
+                let out = &mut connection.out;
+                reject(out, reauth.tag, RejectCode::BadToken, 0, 0, "");
+            }
             Ok(ClientFrameRef::Goodbye(_)) => return Err(GoodbyeReason::Normal),
             Ok(ClientFrameRef::Hello(_)) | Err(DecodeError::Malformed) => {
                 return Err(GoodbyeReason::BadFrame);

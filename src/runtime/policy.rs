@@ -1,0 +1,158 @@
+//! Whom a switch lets in, and how many: what can be exchanged while it runs.
+//!
+//! ```text
+//!   SIGHUP ─▶ configuration, key files, certificate ─▶ Policy ─▶ Control::Adopt ─▶ each core
+//!                  │ any error
+//!                  └─▶ one log line; nothing has changed
+//! ```
+//!
+//! A policy is made whole, proved, and then only read: each core holds its own reference and is given
+//! the next one through its control channel, so nothing on a message's way takes a lock. Whoever is
+//! connected stays, whatever the new policy says: a session ends when its token does.
+//!
+//! A new certificate comes with new ticket keys, since a ticket would bring back sessions that were
+//! begun under the old one; with the same certificate the TLS configuration stays, and its tickets with
+//! it. Ticket keys are replaced every 6 hours by rustls' rotator, whose lock a handshake meets and a
+//! message never does.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use rustls::pki_types::CertificateDer;
+
+use super::start::Running;
+use super::tls::{TlsConfigError, certificates, server_config};
+use crate::auth::Keyring;
+use crate::config::{Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
+
+/// Why a policy cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// The configuration, or a file that it names, is unusable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Certificate or key is unusable.
+    #[error(transparent)]
+    Tls(#[from] TlsConfigError),
+}
+
+/// Certificate, keys and limits.
+pub struct Policy {
+    /// Certificate and protocol.
+    pub tls: Arc<ServerConfig>,
+    /// The keys that tokens are verified with.
+    pub keyring: Keyring,
+    /// How long a stranger may take to say a valid Hello.
+    pub hello_timeout: Duration,
+    /// Connections of one core; more are closed as they come.
+    pub connections_per_core_max: usize,
+    /// The certificates in `tls`, to see whether they changed.
+    chain: Vec<CertificateDer<'static>>,
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy")
+            .field("keyring", &self.keyring)
+            .field("hello_timeout", &self.hello_timeout)
+            .field("connections_per_core_max", &self.connections_per_core_max)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Policy {
+    /// Reads the files that the configuration names. What has not changed since `before` is kept.
+    pub fn read(config: &Config, before: Option<&Self>) -> Result<Self, PolicyError> {
+        let certificate = read_bounded(&config.tls.certificate, KEY_FILE_BYTES_MAX)?;
+        let key = read_bounded(&config.tls.key, KEY_FILE_BYTES_MAX)?;
+        let chain = certificates(&certificate)?;
+        let mut tls = server_config(&certificate, &key)?;
+        if let Some(before) = before.filter(|before| before.chain == chain) {
+            tls = Arc::clone(&before.tls); // the key belongs to the certificate, so it is the same one
+        }
+        let (keyring, skipped) = config.keyring()?;
+        for one in skipped {
+            tracing::warn!(
+                entry = one.entry,
+                kid = one.kid,
+                "a key of auth.jwks is passed over: {}",
+                one.why
+            );
+        }
+        Ok(Self {
+            tls,
+            keyring,
+            hello_timeout: Duration::from_millis(config.limits.hello_timeout_ms),
+            connections_per_core_max: usize::try_from(config.limits.connections_per_core)
+                .unwrap_or(usize::MAX),
+            chain,
+        })
+    }
+}
+
+/// What a reload starts from.
+pub(super) struct Reloading<R> {
+    /// What the switch was started with: what cannot be exchanged is still that.
+    started: Config,
+    policy: Arc<Policy>,
+    reread: R,
+    drain_timeout: Duration,
+}
+
+impl<R: Fn() -> Result<Config, ConfigError>> Reloading<R> {
+    /// `policy` is the one in use; `reread` reads the configuration once more.
+    pub fn new(started: Config, policy: Arc<Policy>, reread: R) -> Self {
+        let drain_timeout = Duration::from_millis(started.server.drain_timeout_ms);
+        Self {
+            started,
+            policy,
+            reread,
+            drain_timeout,
+        }
+    }
+
+    /// How long a stop waits for clients, by the configuration last taken.
+    pub fn drain_timeout(&self) -> Duration {
+        self.drain_timeout
+    }
+
+    /// Reads everything once more and gives it to the cores. Whatever fails, nothing has changed.
+    pub fn reload(&mut self, running: &mut Running) {
+        let read = (self.reread)().map_err(PolicyError::from);
+        let made = read.and_then(|config| {
+            let policy = Policy::read(&config, Some(&self.policy))?;
+            Ok((config, Arc::new(policy)))
+        });
+        let adopted = made.map_err(|error| error.to_string());
+        let adopted = adopted.and_then(|(config, policy)| {
+            let silent = running.adopt(&policy).map_err(|error| error.to_string())?;
+            Ok((config, policy, silent))
+        });
+        let (config, policy, silent) = match adopted {
+            Ok(adopted) => adopted,
+            Err(why) => {
+                tracing::error!("SIGHUP: nothing was changed: {why}");
+                return;
+            }
+        };
+        if !silent.is_empty() {
+            tracing::warn!(cores = ?silent, "SIGHUP: these cores are busy and will reload when they go on");
+        }
+        let fixed = self.started.fixed_changes(&config);
+        if !fixed.is_empty() {
+            tracing::warn!(settings = ?fixed, "SIGHUP: these settings have changed, too, and need a restart");
+        }
+        let renewed = !Arc::ptr_eq(&self.policy.tls, &policy.tls);
+        tracing::info!(
+            certificate = if renewed { "new" } else { "as before" },
+            keys = ?policy.keyring.kids().collect::<Vec<_>>(),
+            hello_timeout_ms = config.limits.hello_timeout_ms,
+            connections_per_core = config.limits.connections_per_core,
+            "SIGHUP: reloaded"
+        );
+        self.drain_timeout = Duration::from_millis(config.server.drain_timeout_ms);
+        self.policy = policy;
+    }
+}
