@@ -12,8 +12,10 @@
 //! Pure: the caller says what time it is, in microseconds of a clock that does not go back.
 
 mod buckets;
+mod ladder;
 
 pub use buckets::{BUCKETS_MAX, Buckets};
+pub use ladder::{Ladder, STEPS_US, Shed};
 
 const US_PER_S: u64 = 1_000_000;
 const US_PER_MS: u64 = 1_000;

@@ -19,7 +19,9 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
 
+use super::clock::Clock;
 use crate::limit::{Bucket, Rate};
 
 /// Cells in each row of a table.
@@ -33,6 +35,8 @@ type Cells = [u16; 2];
 #[derive(Debug)]
 pub struct Admission {
     hasher: RandomState,
+    /// The clock of all cores begins here.
+    began: Instant,
     connections: [Box<[AtomicU32]>; 2],
     failures: [Box<[AtomicU64]>; 2],
     failures_of_users: [Box<[AtomicU64]>; 2],
@@ -73,10 +77,18 @@ impl Admission {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             hasher: RandomState::new(),
+            began: Clock::read().monotonic,
             connections: [row(), row()],
             failures: [row(), row()],
             failures_of_users: [row(), row()],
         })
+    }
+
+    /// Microseconds by the clock that rates go by.
+    #[must_use]
+    pub fn us_of(&self, instant: Instant) -> u64 {
+        let since = instant.saturating_duration_since(self.began);
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
     }
 
     fn cells(&self, key: impl std::hash::Hash) -> Cells {
@@ -93,7 +105,10 @@ impl Admission {
         let cells = self.cells(network(address));
         let counts = self.connections_in(cells);
         // Two cores may both see the last place: over by as many as there are cores, for a moment.
-        if counts.iter().all(|count| count.load(Ordering::Relaxed) >= max) {
+        if counts
+            .iter()
+            .all(|count| count.load(Ordering::Relaxed) >= max)
+        {
             return None;
         }
         for count in counts {
@@ -108,7 +123,10 @@ impl Admission {
 
     fn connections_in(&self, cells: Cells) -> [&AtomicU32; 2] {
         let [first, second] = &self.connections;
-        [&first[usize::from(cells[0])], &second[usize::from(cells[1])]]
+        [
+            &first[usize::from(cells[0])],
+            &second[usize::from(cells[1])],
+        ]
     }
 
     /// Whether a login may be tried that says it is of `user`.
@@ -161,7 +179,10 @@ impl Admission {
 
 fn cells_of(table: &[Box<[AtomicU64]>; 2], cells: Cells) -> [&AtomicU64; 2] {
     let [first, second] = table;
-    [&first[usize::from(cells[0])], &second[usize::from(cells[1])]]
+    [
+        &first[usize::from(cells[0])],
+        &second[usize::from(cells[1])],
+    ]
 }
 
 /// The fuller bucket of two is the one that fewer share.
@@ -229,7 +250,11 @@ mod tests {
     fn an_ipv6_network_is_one_address_and_a_mapped_ipv4_address_is_itself() {
         let admission = Admission::new();
         let _guest = admission.enter(address("2001:db8:0:7::1"), 1).unwrap();
-        assert!(admission.enter(address("2001:db8:0:7:ffff::2"), 1).is_none());
+        assert!(
+            admission
+                .enter(address("2001:db8:0:7:ffff::2"), 1)
+                .is_none()
+        );
         assert!(admission.enter(address("2001:db8:0:8::1"), 1).is_some());
         let _mapped = admission.enter(address("::ffff:192.0.2.7"), 1).unwrap();
         assert!(admission.enter(address("192.0.2.7"), 1).is_none());
@@ -276,7 +301,10 @@ mod tests {
         for _ in 0..2 {
             admission.log_in_failed(bad, Some("ann"), &rates, 10);
         }
-        assert_eq!(admission.may_log_in(bad, Some("ann"), &rates, 10), Err(1_000));
+        assert_eq!(
+            admission.may_log_in(bad, Some("ann"), &rates, 10),
+            Err(1_000)
+        );
         assert_eq!(admission.may_log_in(bad, Some("bob"), &rates, 10), Ok(()));
         assert_eq!(admission.may_log_in(good, Some("ann"), &rates, 10), Ok(()));
     }
