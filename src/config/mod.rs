@@ -654,6 +654,8 @@ fn settle_dev(settled: &mut Settled) -> Result<Vec<KeyFile>, ConfigError> {
         ("auth.issuer", Value::Text(dev::ISSUER.to_owned())),
         ("limits.messages_per_s", Value::Number(0)),
         ("limits.connections_per_address", Value::Number(0)),
+        ("limits.failed_logins_per_minute", Value::Number(0)),
+        ("limits.failed_logins_per_user_per_minute", Value::Number(0)),
     ];
     for (key, value) in values {
         let is_open = |index: &usize| match &settled.0[*index] {

@@ -123,7 +123,7 @@ pub(super) const SETTINGS: &[Setting] = &[
 
 /// The settings that a running switch takes anew when it reloads, beside `[[auth.keys]]`. A change of
 /// any other one needs a restart.
-pub(super) const MOVABLE: [&str; 9] = [
+pub(super) const MOVABLE: [&str; 17] = [
     "server.drain_timeout_ms",
     "tls.certificate",
     "tls.key",
@@ -133,6 +133,14 @@ pub(super) const MOVABLE: [&str; 9] = [
     "auth.jwks",
     "limits.hello_timeout_ms",
     "limits.connections_per_core",
+    "limits.handshakes_per_core",
+    "limits.connections_per_address",
+    "limits.failed_logins_per_minute",
+    "limits.failed_logins_per_user_per_minute",
+    "limits.messages_per_s",
+    "limits.messages_burst",
+    "limits.write_timeout_ms",
+    "limits.frame_timeout_ms",
 ];
 
 const _: () = {
