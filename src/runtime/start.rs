@@ -10,6 +10,7 @@ use glommio::{LocalExecutorBuilder, Placement as Pin};
 use thiserror::Error;
 
 use super::admin::{Admin, AdminError, Line};
+use super::admission::Admission;
 use super::mesh::{Mesh, Parcel, Peer};
 use super::policy::Policy;
 use super::reactor::{Control, Core, CoreParts, Hooks};
@@ -230,7 +231,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     let placement = Placement::new(HashKey(super_block.hash_key), shards, logs, cores);
     let (address, listeners) = bind(options.listen, options.processors.len())?;
     let sleepers: Vec<_> = (0..cores).map(|_| Arc::new(Sleeper::new())).collect();
-    let mut starting = Vec::new();
+    let (admission, mut starting) = (Admission::new(), Vec::new());
     for (index, &processor) in options.processors.iter().enumerate() {
         let (prepared, is_prepared) = bounded(1);
         let (go, may_go) = bounded(1);
@@ -242,6 +243,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
             cluster: super_block.data_name(),
             options: options.clone(),
             data: data.clone(),
+            admission: admission.clone(),
             sleeper: sleepers[index].clone(),
             orders,
         };
@@ -359,6 +361,7 @@ struct Seed {
     cluster: [u8; 16],
     options: Options,
     data: Arc<DataDir>,
+    admission: Arc<Admission>,
     sleeper: Arc<Sleeper>,
     orders: Receiver<Control>,
 }
@@ -391,6 +394,7 @@ impl Seed {
             id: self.id,
             placement: self.placement,
             policy: self.options.policy,
+            admission: self.admission,
             cluster: self.cluster,
             logs,
             mesh,

@@ -132,6 +132,8 @@ pub enum Refusal {
     TooManyDevices,
     /// The shard is damaged and not served. Said for it: a shard that is there never says so.
     Unavailable,
+    /// The log has more to write than it may hold, and has had for long. Said for the shard, too.
+    Overloaded,
 }
 
 /// What the shell must do, in order.
