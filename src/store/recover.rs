@@ -447,7 +447,8 @@ impl<'a> Replay<'a> {
     /// A record says of a shard that nothing is missing of it so far.
     fn settle(&mut self, place: usize, record: &Record<'_>) {
         let standing = &mut self.standing[place];
-        if matches!(standing, Standing::InDoubt) && record.lsn_of_payload >= self.hole_end {
+        let vouches = vouches(self.setup, record, self.hole_end);
+        if matches!(standing, Standing::InDoubt) && vouches {
             *standing = Standing::Whole;
         }
     }
@@ -552,6 +553,13 @@ impl<'a> Replay<'a> {
             }
         }
     }
+}
+
+/// Whether a record tells what a hole that ends here held of its shard. One inside of it does not; but a
+/// HEADS in a hole up to the end of a segment is that of the END, behind which there is nothing.
+pub(super) fn vouches(setup: &Setup, record: &Record<'_>, hole_end: u64) -> bool {
+    let is_end = record.record.kind == RecordKind::Heads && setup.size.offset_of(hole_end) == 0;
+    record.lsn_of_payload >= hole_end || is_end
 }
 
 /// A record of kind Entry as the shard takes it.

@@ -22,7 +22,7 @@ use crate::shard::salvage::{Doubt, Salvage};
 use crate::shard::user::User;
 use iris_proto::id::Seq;
 
-use super::recover::{Found, RecoverError, Recovered, begin, entry_of, recover};
+use super::recover::{Found, RecoverError, Recovered, begin, entry_of, recover, vouches};
 use super::{Quarantine, Setup};
 
 /// What a salvage would do.
@@ -150,7 +150,7 @@ fn see(setup: &Setup, shards: &mut [(bool, Salvage)], hole_end: &mut u64, seen: 
         }
         Seen::Hole(_) => {}
         Seen::Record(record) | Seen::Broken(record) => {
-            let inside = record.lsn_of_payload < *hole_end;
+            let inside = !vouches(setup, record, *hole_end);
             see_record(setup, shards, record, inside);
         }
     }
