@@ -50,7 +50,7 @@
 //!
 //! ```text
 //!   edges ─▶ shell ─▶ ring ─▶ pure
-//!   │        │                └ auth session placement store shard log
+//!   │        │                └ auth limit session placement store shard log
 //!   │        └ runtime
 //!   └ cli client config
 //! ```
@@ -71,6 +71,8 @@ pub mod cli;
 pub mod client;
 #[forbid(unsafe_code)]
 pub mod config;
+#[forbid(unsafe_code)]
+pub mod limit;
 #[forbid(unsafe_code)]
 pub mod log;
 #[forbid(unsafe_code)]

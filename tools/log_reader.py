@@ -404,14 +404,20 @@ def section_lines(shard, applied, data, wanted):
         user, oldest, count = state.name(), state.u64(), state.u64()
         slots = state.take(12 * count)
         devices = [(state.name(), state.u64()) for _ in range(state.u64())]
-        entries += count
+        firsts, head = [], oldest - 1
+        for nth in range(count):
+            firsts.append(head + 1)
+            head += slot_entries(slots[12 * nth:12 * nth + 12])
+        entries += head + 1 - oldest
         if user == wanted:
             shown.append({"what": "user", "shard": shard, "user": user, "oldest": oldest,
-                          "head": oldest + count - 1})
+                          "head": head})
             shown.extend({"what": "device", "device": name, "cursor": cursor} for name, cursor in devices)
-            shown.extend(slot_line(oldest + nth, slots[12 * nth:12 * nth + 12]) for nth in range(count))
+            shown.extend(slot_line(first, slots[12 * nth:12 * nth + 12]) for nth, first in enumerate(firsts))
     pairs, _homes = state.u64(), state.u64()
     state.take(20 * pairs)
+    if state.at != len(data):
+        state.u64()  # where new inboxes begin
     if state.at != len(data):
         raise NotWhole("the state of a shard goes on behind its end")
     yield {
@@ -421,11 +427,21 @@ def section_lines(shard, applied, data, wanted):
     yield from shown
 
 
+GAP, RUN = (1 << 54) - 1, (1 << 54) - 2
+
+
+def slot_entries(slot):
+    bits = int.from_bytes(slot, "little")
+    return bits >> 54 if bits & GAP == RUN else 1
+
+
 def slot_line(seq, slot):
     bits = int.from_bytes(slot, "little")
-    position, units, time = bits & (1 << 54) - 1, bits >> 54 & (1 << 14) - 1, bits >> 68
+    position, units, time = bits & GAP, bits >> 54 & (1 << 14) - 1, bits >> 68
+    if position == RUN:
+        units, time = 0, 0
     return {
-        "what": "inbox_entry", "seq": seq, "lsn": None if position == (1 << 54) - 1 else position,
+        "what": "inbox_entry", "seq": seq, "lsn": None if position >= RUN else position,
         "bytes": 8 * units, "time_ms": 16_000 * time,
     }
 

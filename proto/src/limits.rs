@@ -58,6 +58,11 @@ pub const CLIENT_STREAMS_MAX: usize = 65_536;
 pub const CLIENT_OUTPUT_BYTES_MAX: usize = 256 * 1024;
 /// Milliseconds that an Ack waits for later ones to join it (a guess; far below a person's notice).
 pub const CLIENT_ACK_DELAY_MS: u64 = 20;
+/// Milliseconds for which a client repeats sends to a recipient that is `UNAVAILABLE`, counted from the
+/// first such answer since something was accepted there. Then they fail, and so does each further one
+/// at its first such answer: what waits for an operator must not fill the room for everybody else. A
+/// restart of the switch takes less. A guess.
+pub const CLIENT_UNAVAILABLE_MS: u64 = 60_000;
 /// Milliseconds without a byte from the switch after which a client sends a Ping.
 pub const CLIENT_PING_AFTER_MS: u64 = 20_000;
 /// Milliseconds that a client waits for anything after its Ping, or for Welcome after its Hello. Then

@@ -41,7 +41,7 @@ pub use claims::Rules;
 pub use jwks::{
     JWKS_BYTES_MAX, JWKS_ENTRIES_MAX, JwksError, KeySet, RSA_BITS_MAX, RSA_BITS_MIN, Skipped,
 };
-pub use keyring::{Key, KeyError, Keyring};
+pub use keyring::{Key, KeyError, Keyring, claimed_user};
 pub use mint::{MintError, MintRequest, SigningKey, mint};
 pub use revoked::{
     ListFault, REVOCATION_KEPT_S, REVOCATIONS_BYTES_MAX, REVOCATIONS_MAX, REVOKE_AHEAD_S_MAX,

@@ -119,8 +119,24 @@ pub struct Limits {
     pub hello_timeout_ms: u64,
     /// Entries of one inbox that some device has not acknowledged.
     pub inbox_entries: u64,
-    /// Connections that one core holds, handshakes included.
+    /// Sessions that one core holds.
     pub connections_per_core: u64,
+    /// Connections of one core that have not logged in.
+    pub handshakes_per_core: u64,
+    /// Connections from one address; 0: any number.
+    pub connections_per_address: u64,
+    /// Logins from one address that may fail in a minute, and at once; 0: any number.
+    pub failed_logins_per_minute: u64,
+    /// Those of them that say they are of one user; 0: any number.
+    pub failed_logins_per_user_per_minute: u64,
+    /// Messages a second that one user may send; 0: any number.
+    pub messages_per_s: u64,
+    /// Messages that one user may send at once.
+    pub messages_burst: u64,
+    /// Milliseconds that one send to a client may take.
+    pub write_timeout_ms: u64,
+    /// Milliseconds from the first byte of a client's frame to its last.
+    pub frame_timeout_ms: u64,
 }
 
 /// `[storage]`: what is kept, and how a log is kept short.
@@ -409,6 +425,15 @@ impl Config {
                 hello_timeout_ms: settled.number("limits.hello_timeout_ms")?,
                 inbox_entries: settled.number("limits.inbox_entries")?,
                 connections_per_core: settled.number("limits.connections_per_core")?,
+                handshakes_per_core: settled.number("limits.handshakes_per_core")?,
+                connections_per_address: settled.number("limits.connections_per_address")?,
+                failed_logins_per_minute: settled.number("limits.failed_logins_per_minute")?,
+                failed_logins_per_user_per_minute: settled
+                    .number("limits.failed_logins_per_user_per_minute")?,
+                messages_per_s: settled.number("limits.messages_per_s")?,
+                messages_burst: settled.number("limits.messages_burst")?,
+                write_timeout_ms: settled.number("limits.write_timeout_ms")?,
+                frame_timeout_ms: settled.number("limits.frame_timeout_ms")?,
             },
             storage: Storage {
                 segment_bytes: settled.number("storage.segment_bytes")?,
@@ -619,16 +644,25 @@ fn take_variable(name: &str, value: &str, settled: &mut Settled) -> Result<(), C
     }
 }
 
-/// Points what is still open to the development identity.
+/// Points what is still open to the development identity. Whoever develops sends from one machine, and
+/// measures: nothing is limited by user or address then, if nobody says so.
 fn settle_dev(settled: &mut Settled) -> Result<Vec<KeyFile>, ConfigError> {
     let files = DevFiles::at(&settled.path("server.data")?);
     let values = [
         ("tls.certificate", Value::Path(files.certificate)),
         ("tls.key", Value::Path(files.key)),
         ("auth.issuer", Value::Text(dev::ISSUER.to_owned())),
+        ("limits.messages_per_s", Value::Number(0)),
+        ("limits.connections_per_address", Value::Number(0)),
+        ("limits.failed_logins_per_minute", Value::Number(0)),
+        ("limits.failed_logins_per_user_per_minute", Value::Number(0)),
     ];
     for (key, value) in values {
-        let open = find(key).filter(|index| settled.0[*index].is_none());
+        let is_open = |index: &usize| match &settled.0[*index] {
+            None | Some((_, Source::Default)) => true,
+            Some(_) => false,
+        };
+        let open = find(key).filter(is_open);
         if let Some(index) = open {
             settled.put(index, value, Source::Dev);
         }

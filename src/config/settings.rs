@@ -86,7 +86,23 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("limits", "inbox_entries", number(1, 1_000_000), Some("10000"),
         "entries of one inbox that some device has not acknowledged"),
     row("limits", "connections_per_core", number(1, 1_000_000), Some("100000"),
-        "connections that one core holds, handshakes included"),
+        "sessions that one core holds; more are sent away, to come back"),
+    row("limits", "handshakes_per_core", number(1, 1_000_000), Some("2048"),
+        "connections of one core that have not logged in; more are closed as they come"),
+    row("limits", "connections_per_address", number(0, 1_000_000), Some("1000"),
+        "connections from one IPv4 address or IPv6 /64; more are closed as they come; 0: any number"),
+    row("limits", "failed_logins_per_minute", number(0, 1_000_000), Some("60"),
+        "logins from one address that may fail in a minute, and at once; then none is tried; 0: any number"),
+    row("limits", "failed_logins_per_user_per_minute", number(0, 1_000_000), Some("10"),
+        "those of them in one user's name; 0: any number"),
+    row("limits", "messages_per_s", number(0, 1_000_000), Some("5"),
+        "messages a second that one user may send, all devices together; 0: any number"),
+    row("limits", "messages_burst", number(1, 1_000_000), Some("100"),
+        "messages that one user may send at once, after a silence"),
+    row("limits", "write_timeout_ms", number(1_000, 600_000), Some("30000"),
+        "milliseconds that one send to a client may take before it is cut"),
+    row("limits", "frame_timeout_ms", number(1_000, 600_000), Some("30000"),
+        "milliseconds from the first byte of a client's frame to its last"),
     row("storage", "segment_bytes", number(2 << 20, 1 << 30), Some("67108864"),
         "bytes of a log segment, a power of two; a data directory keeps what it was made with"),
     row("storage", "checkpoint_bytes", number(64 << 10, 1 << 40), Some("268435456"),
@@ -107,7 +123,7 @@ pub(super) const SETTINGS: &[Setting] = &[
 
 /// The settings that a running switch takes anew when it reloads, beside `[[auth.keys]]`. A change of
 /// any other one needs a restart.
-pub(super) const MOVABLE: [&str; 9] = [
+pub(super) const MOVABLE: [&str; 17] = [
     "server.drain_timeout_ms",
     "tls.certificate",
     "tls.key",
@@ -117,6 +133,14 @@ pub(super) const MOVABLE: [&str; 9] = [
     "auth.jwks",
     "limits.hello_timeout_ms",
     "limits.connections_per_core",
+    "limits.handshakes_per_core",
+    "limits.connections_per_address",
+    "limits.failed_logins_per_minute",
+    "limits.failed_logins_per_user_per_minute",
+    "limits.messages_per_s",
+    "limits.messages_burst",
+    "limits.write_timeout_ms",
+    "limits.frame_timeout_ms",
 ];
 
 const _: () = {

@@ -443,3 +443,18 @@ fn a_reload_names_the_settings_that_it_cannot_take() {
     );
     assert_eq!(before.fixed_changes(&before.clone()), [""; 0]);
 }
+
+/// R: A-6
+#[test]
+fn a_development_switch_limits_nobody_by_user_or_address_unless_it_is_told_to() {
+    let addresses = "127.0.0.1:0".parse().unwrap();
+    let dev = Config::dev(std::path::Path::new("d"), addresses, Cores::All).unwrap();
+    let limits = dev.limits;
+    let lifted = [
+        limits.messages_per_s,
+        limits.connections_per_address,
+        limits.failed_logins_per_minute,
+        limits.failed_logins_per_user_per_minute,
+    ];
+    assert_eq!(lifted, [0; 4]);
+}

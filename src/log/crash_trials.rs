@@ -343,20 +343,7 @@ impl World {
     /// Goes on after a recovery: cut, and forget what was cut or lost.
     pub fn reborn(&mut self, mut disk: Vec<Vec<u8>>, scanned: &Scanned) {
         let tail = &scanned.tail;
-        let end_index = SIZE.index_of(tail.end) as usize;
-        for (number, segment) in disk.iter_mut().enumerate().skip(end_index) {
-            let from = if number == end_index {
-                SIZE.offset_of(tail.end)
-            } else {
-                0
-            };
-            let mut ranges = Vec::new();
-            leftovers(segment, from, |at, len| ranges.push(at..at + len));
-            for range in ranges {
-                segment[range].fill(0);
-            }
-            segment.resize(SIZE.bytes() as usize, 0);
-        }
+        cut(&mut disk, tail);
         self.memory.clone_from(&disk);
         self.disk = disk;
         self.unsynced.clear();
@@ -368,6 +355,35 @@ impl World {
         for (_, record, _) in &self.written {
             self.heads[usize::from(record.shard)] = record.index;
         }
+    }
+}
+
+/// What a start does with a disk: a header that the tail needs, and zeros behind the end.
+pub(super) fn cut(disk: &mut [Vec<u8>], tail: &Tail) {
+    let end_index = SIZE.index_of(tail.end) as usize;
+    if let (Some(prev_crc), Some(salt)) = (tail.lost_header, tail.salt) {
+        let header = SegmentHeader {
+            identity: IDENTITY,
+            incarnation: 2,
+            first_lsn: SIZE.first_lsn(end_index as u64),
+            salt,
+            segment_bytes: SIZE.bytes(),
+            prev_crc,
+        };
+        header.encode(&mut disk[end_index]);
+    }
+    for (number, segment) in disk.iter_mut().enumerate().skip(end_index) {
+        let from = if number == end_index {
+            SIZE.offset_of(tail.end)
+        } else {
+            0
+        };
+        let mut ranges = Vec::new();
+        leftovers(segment, from, |at, len| ranges.push(at..at + len));
+        for range in ranges {
+            segment[range].fill(0);
+        }
+        segment.resize(SIZE.bytes() as usize, 0);
     }
 }
 

@@ -75,6 +75,12 @@ impl SegmentSize {
         (position & (self.bytes() - 1)) as usize
     }
 
+    /// Whether a frame, or a segment, can begin at `position`.
+    pub const fn is_place(self, position: u64) -> bool {
+        let offset = self.offset_of(position);
+        offset == 0 || offset >= SEGMENT_HEADER_BYTES && offset.is_multiple_of(ALIGN)
+    }
+
     /// Position of the first byte of segment `index`.
     pub const fn first_lsn(self, index: u64) -> u64 {
         index << self.shift

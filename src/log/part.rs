@@ -71,8 +71,15 @@ impl<'a> Part<'a> {
         self.size.offset_of(lsn)
     }
 
+    /// The same segment with zeros from an offset on.
+    pub fn before(&self, offset: usize) -> Self {
+        let bytes = &self.bytes[..offset.min(self.bytes.len())];
+        Self::new(self.size, self.index, bytes, self.header)
+    }
+
     /// The salt of the frames: the header's; without a whole header that of the first frame;
-    /// without that too, that of the longest row of whole frames. None: there is no frame.
+    /// without that too, that of the longest row of whole frames, or else that of the first frame
+    /// of which at least the header is whole. None: there is no frame.
     pub fn salt(&self) -> Option<u64> {
         match self.header {
             Ok(header) => Some(header.salt),
@@ -101,7 +108,8 @@ impl<'a> Part<'a> {
                 (longest, salt) = (at - from, Some(first.salt));
             }
         }
-        salt
+        // A header alone is proof enough of what was before it, so it must be a place to go on, too.
+        salt.or_else(|| Some(self.find(SEGMENT_HEADER_BYTES, None, |_| true)?.salt))
     }
 
     /// The frame at `offset` and its body, if everything about it is right. With a `prev_crc` it must

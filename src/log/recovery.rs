@@ -156,6 +156,11 @@ pub enum ScanError {
         /// What it says.
         found: SegmentHeader,
     },
+    /// A segment that ends behind the last position of all; a log stops long before.
+    Beyond {
+        /// Position of the segment.
+        at: u64,
+    },
     /// A segment of another format version.
     Version {
         /// Position of the segment.
@@ -197,6 +202,10 @@ pub struct Tail {
     pub holes: u32,
     /// What stands at `end`. Only zeros there are no sign of a crash.
     pub fault: Fault,
+    /// The segment of `end` has no whole header, and once all behind `end` is zeroed nothing in it
+    /// would tell its salt any more. It must get a header first, with this `prev_crc` and `salt`, and
+    /// be synced: else the next scan would not find what this one has found.
+    pub lost_header: Option<u32>,
 }
 
 /// Walks a log from `origin` to its end; `visit` sees all there is, in order.
@@ -211,9 +220,8 @@ pub fn scan<'a>(
     segments: &[(u64, &'a [u8])],
     visit: &mut dyn FnMut(Seen<'a>),
 ) -> Result<Tail, ScanError> {
-    let offset = origin.size.offset_of(origin.lsn);
     assert!(
-        offset == 0 || offset >= SEGMENT_HEADER_BYTES && offset.is_multiple_of(ALIGN),
+        origin.size.is_place(origin.lsn),
         "a scan begins with a segment or a frame"
     );
     let mut scan = Scan {
@@ -232,10 +240,13 @@ pub fn scan<'a>(
             records: 0,
             holes: 0,
             fault: Fault::SegmentUnused,
+            lost_header: None,
         },
+        opening_crc: origin.prev_crc,
         visit,
     };
     scan.run()?;
+    scan.tail.lost_header = scan.is_headless().then_some(scan.opening_crc);
     Ok(scan.tail)
 }
 
@@ -249,6 +260,9 @@ fn parts<'a>(origin: &Origin, segments: &[(u64, &'a [u8])]) -> Result<Vec<Part<'
             continue;
         }
         let at = origin.size.first_lsn(index);
+        if index >= origin.size.index_of(u64::MAX) {
+            return Err(ScanError::Beyond { at });
+        }
         let header = match SegmentHeader::decode(bytes) {
             Ok(found) => {
                 let ours = found.identity == origin.identity
@@ -286,6 +300,8 @@ struct Scan<'a, 'v> {
     is_chained: bool,
     /// `tail.end` is where the scan is.
     tail: Tail,
+    /// `tail.prev_crc` as it was at the first position of the tail's segment.
+    opening_crc: u32,
     visit: &'v mut dyn FnMut(Seen<'a>),
 }
 
@@ -319,6 +335,7 @@ impl<'a> Scan<'a, '_> {
     /// Takes the good frames of a segment into the tail. None: its END was found.
     fn walk(&mut self, number: usize) -> Result<Option<Stop>, ScanError> {
         if self.size.offset_of(self.tail.end) == 0 {
+            self.opening_crc = self.tail.prev_crc;
             let header = match self.parts[number].header {
                 Ok(header) => header,
                 Err(fault) => return Ok(Some((fault, None))),
@@ -388,6 +405,14 @@ impl<'a> Scan<'a, '_> {
             self.tail.end = self.size.first_lsn(self.size.index_of(frame.lsn) + 1);
             self.tail.salt = None;
         }
+    }
+
+    /// Whether the tail's segment says its salt only with what is to be zeroed.
+    fn is_headless(&self) -> bool {
+        let offset = self.size.offset_of(self.tail.end);
+        let number = self.number_of(self.tail.end);
+        let part = number.map(|number| &self.parts[number]);
+        part.is_some_and(|part| offset > 0 && part.before(offset).salt() != self.tail.salt)
     }
 
     /// What proves that `doubted` had been durable, if anything does.

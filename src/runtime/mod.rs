@@ -12,6 +12,7 @@
 //! missing limit is an error at start and never a surprise later.
 
 pub mod admin;
+pub mod admission;
 pub mod clock;
 pub mod dev;
 pub mod mesh;

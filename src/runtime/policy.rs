@@ -22,10 +22,12 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 
+use super::admission::FailureRates;
 use super::start::Running;
 use super::tls::{TlsConfigError, certificates, server_config};
 use crate::auth::Keyring;
-use crate::config::{Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
+use crate::config::{self, Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
+use crate::limit::Rate;
 
 /// Why a policy cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -46,10 +48,49 @@ pub struct Policy {
     pub keyring: Keyring,
     /// How long a stranger may take to say a valid Hello.
     pub hello_timeout: Duration,
-    /// Connections of one core; more are closed as they come.
+    /// Connections of one core with a session; more are sent away.
     pub connections_per_core_max: usize,
+    /// How much of anything there may be.
+    pub limits: Limits,
     /// The certificates in `tls`, to see whether they changed.
     chain: Vec<CertificateDer<'static>>,
+}
+
+/// Rates, room for strangers, and patience.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Messages of one user, all devices together; `None`: any number.
+    pub messages: Option<Rate>,
+    /// Connections of one address, on all cores; `None`: any number.
+    pub connections_per_address: Option<u32>,
+    /// Connections of one core that have no session yet; more are closed as they come.
+    pub handshakes_per_core: usize,
+    /// How many logins may fail.
+    pub failed_logins: FailureRates,
+    /// How long one send to a client may take.
+    pub write_timeout: Duration,
+    /// How long a client may take from the first byte of a frame to its last.
+    pub frame_timeout: Duration,
+}
+
+impl Limits {
+    fn of(limits: &config::Limits) -> Self {
+        let rate = |count: u64, period_s, burst: u64| Rate::new(count, period_s, burst.max(1));
+        let failures = |per_minute| rate(per_minute, 60, per_minute);
+        let connections = u32::try_from(limits.connections_per_address).unwrap_or(u32::MAX);
+        let count = |number: u64| usize::try_from(number).unwrap_or(usize::MAX);
+        Self {
+            messages: rate(limits.messages_per_s, 1, limits.messages_burst),
+            connections_per_address: (connections > 0).then_some(connections),
+            handshakes_per_core: count(limits.handshakes_per_core),
+            failed_logins: FailureRates {
+                of_address: failures(limits.failed_logins_per_minute),
+                of_user: failures(limits.failed_logins_per_user_per_minute),
+            },
+            write_timeout: Duration::from_millis(limits.write_timeout_ms),
+            frame_timeout: Duration::from_millis(limits.frame_timeout_ms),
+        }
+    }
 }
 
 impl fmt::Debug for Policy {
@@ -58,6 +99,7 @@ impl fmt::Debug for Policy {
             .field("keyring", &self.keyring)
             .field("hello_timeout", &self.hello_timeout)
             .field("connections_per_core_max", &self.connections_per_core_max)
+            .field("limits", &self.limits)
             .finish_non_exhaustive()
     }
 }
@@ -87,6 +129,7 @@ impl Policy {
             hello_timeout: Duration::from_millis(config.limits.hello_timeout_ms),
             connections_per_core_max: usize::try_from(config.limits.connections_per_core)
                 .unwrap_or(usize::MAX),
+            limits: Limits::of(&config.limits),
             chain,
         })
     }

@@ -29,6 +29,38 @@ pub struct Totals {
     pub commits: u64,
     /// Batches of shards in them.
     pub committed: u64,
+    /// Connections accepted, strangers of any kind.
+    pub accepted: u64,
+    /// Sessions begun.
+    pub logins: u64,
+    /// Tokens that were not taken.
+    pub failed_logins: u64,
+    /// Logins that were not tried, since too many from there had failed.
+    pub refused_logins: u64,
+    /// Handshakes that broke the rules of TLS.
+    pub failed_handshakes: u64,
+    /// Handshakes that waited for a later turn.
+    pub deferred_handshakes: u64,
+    /// Connections closed or sent away because the switch stops.
+    pub refused_draining: u64,
+    /// Connections closed or sent away because the core has as many sessions as it may.
+    pub refused_full: u64,
+    /// Connections closed because the core has as many strangers as it may.
+    pub refused_handshakes: u64,
+    /// Connections closed because their address has as many as it may.
+    pub refused_address: u64,
+    /// Connections closed or sent away because the core was overloaded.
+    pub shed_connections: u64,
+    /// Messages refused because the core was overloaded.
+    pub shed_sends: u64,
+    /// Messages refused because their user had sent too many.
+    pub limited_sends: u64,
+    /// Times that a session was not read for a while because it talked too much.
+    pub throttled: u64,
+    /// Connections cut because the client did not read.
+    pub write_timeouts: u64,
+    /// Connections ended because a frame was not finished.
+    pub frame_timeouts: u64,
 }
 
 /// One core at one instant.
@@ -45,6 +77,11 @@ pub struct CoreReport {
     pub sessions: u64,
     /// It stops: it takes no further connections.
     pub draining: bool,
+    /// Connections of those sockets that have not logged in.
+    pub strangers: u64,
+    /// What it sheds: 0 nothing, then each step with those before: 1 signals, 2 fresh receipts, 3 new
+    /// connections, 4 new sends.
+    pub shed: u64,
     /// Its logs, in order.
     pub logs: Vec<LogReport>,
 }

@@ -10,6 +10,7 @@ use glommio::{LocalExecutorBuilder, Placement as Pin};
 use thiserror::Error;
 
 use super::admin::{Admin, AdminError, Line, RevokeLine, Revoker};
+use super::admission::Admission;
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel, Peer};
 use super::policy::Policy;
@@ -247,7 +248,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     let placement = Placement::new(HashKey(super_block.hash_key), shards, logs, cores);
     let (address, listeners) = bind(options.listen, options.processors.len())?;
     let sleepers: Vec<_> = (0..cores).map(|_| Arc::new(Sleeper::new())).collect();
-    let mut starting = Vec::new();
+    let (admission, mut starting) = (Admission::new(), Vec::new());
     for (index, &processor) in options.processors.iter().enumerate() {
         let (control, orders) = bounded(ORDERS_MAX);
         let seed = Seed {
@@ -258,6 +259,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
             options: options.clone(),
             revoked: Arc::clone(&revoked.1),
             data: data.clone(),
+            admission: admission.clone(),
             sleeper: sleepers[index].clone(),
             orders,
         };
@@ -387,6 +389,7 @@ struct Seed {
     options: Options,
     revoked: Arc<Revocations>,
     data: Arc<DataDir>,
+    admission: Arc<Admission>,
     sleeper: Arc<Sleeper>,
     orders: Receiver<Control>,
 }
@@ -441,6 +444,7 @@ impl Seed {
             placement: self.placement,
             policy: self.options.policy,
             revoked: self.revoked,
+            admission: self.admission,
             cluster: self.cluster,
             logs,
             mesh,

@@ -239,7 +239,10 @@ impl Session {
     /// What `next` named is on its way to the client, with so many bytes of body.
     pub fn went(&mut self, next: Next, body_bytes: usize) {
         match (next, &mut self.fetch) {
-            (Next::Push(seq), _) => self.window.push(seq, body_bytes as u64),
+            (Next::Push(seq), _) => {
+                let bytes = u32::try_from(body_bytes).unwrap_or(u32::MAX);
+                self.window.push(seq, bytes);
+            }
             (Next::Fetched(seq, _), Some(fetch)) => {
                 fetch.last = seq;
                 fetch.left -= 1;

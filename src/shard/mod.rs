@@ -20,6 +20,7 @@
 
 pub mod command;
 mod config;
+mod devices;
 pub mod pairs;
 pub mod retention;
 pub mod salvage;
@@ -40,6 +41,7 @@ use crate::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
 use crate::planted::{self, Bug};
 use command::{Append, Command, CommandError};
 pub use config::ShardConfig;
+use devices::Starting;
 use pairs::{Fingerprint, Pairs};
 use retention::TRIM_ENTRIES_MIN;
 use slot::Slot;
@@ -130,6 +132,8 @@ pub enum Refusal {
     TooManyDevices,
     /// The shard is damaged and not served. Said for it: a shard that is there never says so.
     Unavailable,
+    /// The log has more to write than it may hold, and has had for long. Said for the shard, too.
+    Overloaded,
 }
 
 /// What the shell must do, in order.
@@ -288,6 +292,9 @@ pub struct Shard {
     scratch: Vec<u8>,
     streams: HashMap<Fingerprint, Underway>,
     appending: HashMap<UserHash, u64>,
+    /// Where the devices start that are about to be known, the lowest of each user, and the index of the
+    /// batch that makes the last of them known: from now on their inboxes wait for these too.
+    starting: HashMap<UserHash, Starting>,
     /// Where messages came to lie and ceased to be needed, since it was last asked.
     changes: Vec<Change>,
     /// Users whose cursors moved in the entry at hand.
@@ -323,6 +330,7 @@ impl Shard {
             scratch: Vec::new(),
             streams: HashMap::new(),
             appending: HashMap::new(),
+            starting: HashMap::new(),
             changes: Vec::new(),
             acknowledged: Vec::new(),
             swept: 0,
@@ -476,14 +484,15 @@ impl Shard {
     fn head(&self, user: &str, hash: UserHash) -> Seq {
         self.users
             .find(user, hash)
-            .map_or(Seq(0), |slot| self.users.get(slot).head())
+            .map_or(self.users.begins(), |slot| self.users.get(slot).head())
     }
 
     fn inbox_is_full(&self, user: &str, hash: UserHash) -> bool {
+        let floor = self.floor(user, hash);
         let stored = self
             .users
             .find(user, hash)
-            .map_or(0, |slot| self.users.get(slot).pending());
+            .map_or(0, |slot| self.users.get(slot).pending_from(floor));
         let coming = self.appending.get(&hash).copied().unwrap_or(0);
         stored + coming >= self.config.inbox_entries_max
     }
@@ -500,29 +509,18 @@ impl Shard {
         batch
     }
 
-    fn register(
+    fn propose_command(
         &mut self,
         now_ms: u64,
-        hash: UserHash,
-        user: &str,
-        device: &str,
-        reply: ReplyTo,
-        effects: &mut Vec<Effect>,
-    ) {
-        let known = self.users.find(user, hash).map(|slot| self.users.get(slot));
-        if known.is_some_and(|user| user.device(device).is_some()) {
-            effects.push(Effect::Registered { reply });
-        } else {
-            self.propose_command(now_ms, Some(reply), &Command::Register { user, device });
-        }
-    }
-
-    fn propose_command(&mut self, now_ms: u64, reply: Option<ReplyTo>, command: &Command<'_>) {
+        reply: Option<ReplyTo>,
+        command: &Command<'_>,
+    ) -> u64 {
         let mut bytes = std::mem::take(&mut self.scratch);
         bytes.clear();
         command.encode(&mut bytes);
-        self.propose(now_ms, reply, &bytes, None);
+        let index = self.propose(now_ms, reply, &bytes, None);
         self.scratch = bytes;
+        index
     }
 
     /// Puts a command into the open batch, or into a new one, and returns the batch's index. `seq` is
@@ -544,8 +542,13 @@ impl Shard {
             batch.time_ms = now_ms;
             self.open.push_back(batch);
         }
+        self.put(reply, command, seq)
+    }
+
+    /// Puts a command into the newest batch, which is open.
+    fn put(&mut self, reply: Option<ReplyTo>, command: &[u8], seq: Option<Seq>) -> u64 {
         let Some(batch) = self.open.back_mut() else {
-            unreachable!("a batch was just opened")
+            unreachable!("a command follows one that was just put into a batch")
         };
         let before = batch.payload.len();
         item_encode_with(&mut batch.payload, |payload| {
@@ -655,6 +658,7 @@ impl Shard {
                 effects.push(*answer);
             }
         }
+        self.starting.retain(|_, starting| starting.index != index);
         self.applied = index;
         Ok(())
     }
@@ -734,24 +738,6 @@ impl Shard {
         let position = slot.position();
         self.changes
             .extend(position.map(|position| Change { position, bytes }));
-    }
-
-    fn apply_register(
-        &mut self,
-        user: &str,
-        device: &str,
-        reply: Option<ReplyTo>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let slot = self.users.find_or_create(user, user_hash(self.key, user));
-        let known = self.users.get_mut(slot).register(device);
-        effects.extend(reply.map(|reply| match known {
-            true => Effect::Registered { reply },
-            false => Effect::Refused {
-                reply,
-                refusal: Refusal::TooManyDevices,
-            },
-        }));
     }
 
     fn forget_underway(&mut self, pair: Fingerprint, to: UserHash, index: u64) {

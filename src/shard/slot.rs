@@ -7,14 +7,21 @@
 //!
 //! Size and time are for retention and for the accounts of cleaning, which need them without reading
 //! the log. An entry whose message is lost for ever keeps its place as a *gap*: its device is told.
+//! Entries that a salvage skips because they may have existed are one slot, a *run* of gaps:
+//! ```text
+//!   2^54 - 2 │ entries 42 bits
+//! ```
 
 use crate::log::limits::ITEM_HEADER_BYTES;
 
 /// Positions end here: at 100 MB/s without a pause, after five years. A log that comes near takes no
 /// new messages (see `store`).
-pub const POSITION_MAX: u64 = (1 << 54) - 2;
+pub const POSITION_MAX: u64 = (1 << 54) - 3;
 const POSITION_BITS: u32 = 54;
 const GAP: u64 = (1 << POSITION_BITS) - 1;
+const RUN: u64 = GAP - 1;
+/// Entries of one run of gaps.
+pub const RUN_ENTRIES_MAX: u64 = (1 << (UNITS_BITS + TIME_BITS)) - 1;
 const UNIT_BYTES: u64 = 8;
 const UNITS_BITS: u32 = 14;
 /// Milliseconds in a unit of time: 28 bits of them reach the year 2106.
@@ -65,6 +72,24 @@ impl Slot {
         Self::pack(GAP, 0, (time_ms / UNIT_MS).min((1 << TIME_BITS) - 1))
     }
 
+    /// So many entries, one after another, that may have existed and are lost; at most
+    /// [`RUN_ENTRIES_MAX`].
+    ///
+    /// # Panics
+    /// For none, or more: that is our own mistake.
+    #[must_use]
+    pub fn run(entries: u64) -> Self {
+        assert!(
+            (1..=RUN_ENTRIES_MAX).contains(&entries),
+            "a run without end"
+        );
+        Self::pack(
+            RUN,
+            entries & ((1 << UNITS_BITS) - 1),
+            entries >> UNITS_BITS,
+        )
+    }
+
     #[expect(
         clippy::cast_possible_truncation,
         reason = "packing words is the purpose"
@@ -88,22 +113,43 @@ impl Slot {
         (self.bits() >> from) as u64 & ((1 << bits) - 1)
     }
 
-    /// Where its item begins in the log; `None` for a gap.
+    /// Where its item begins in the log; `None` for gaps.
     #[must_use]
     pub fn position(self) -> Option<u64> {
         let position = self.field(0, POSITION_BITS);
-        (position != GAP).then_some(position)
+        (position <= POSITION_MAX).then_some(position)
+    }
+
+    /// Whether it stands for a run of gaps.
+    #[must_use]
+    pub fn is_run(self) -> bool {
+        self.field(0, POSITION_BITS) == RUN
+    }
+
+    /// Entries that it stands for: 1, but for a run of gaps. 0 only in bytes that nobody wrote.
+    #[must_use]
+    pub fn entries(self) -> u64 {
+        match self.is_run() {
+            true => self.field(POSITION_BITS, UNITS_BITS + TIME_BITS),
+            false => 1,
+        }
     }
 
     /// Bytes of its item, rounded up to a multiple of 8; 0 for a gap.
     #[must_use]
     pub fn bytes(self) -> u64 {
+        if self.is_run() {
+            return 0;
+        }
         self.field(POSITION_BITS, UNITS_BITS) * UNIT_BYTES
     }
 
-    /// When it came, in Unix milliseconds, up to 16 s early.
+    /// When it came, in Unix milliseconds, up to 16 s early; 0 for a run of gaps.
     #[must_use]
     pub fn time_ms(self) -> u64 {
+        if self.is_run() {
+            return 0;
+        }
         self.field(POSITION_BITS + UNITS_BITS, TIME_BITS) * UNIT_MS
     }
 
@@ -166,5 +212,16 @@ mod tests {
         let gap = Slot::gap(1_790_000_000_000);
         assert_eq!((gap.position(), gap.bytes()), (None, 0));
         assert_eq!(size_of::<Slot>(), SLOT_BYTES);
+    }
+
+    #[test]
+    fn a_run_of_gaps_is_one_slot_and_knows_how_many_it_stands_for() {
+        for entries in [1, 2, 16_383, 16_384, 1_000_000, RUN_ENTRIES_MAX] {
+            let run = Slot::from_bytes(Slot::run(entries).to_bytes());
+            assert_eq!(run.entries(), entries);
+            assert_eq!((run.position(), run.bytes(), run.time_ms()), (None, 0, 0));
+        }
+        assert_eq!(Slot::gap(1_790_000_000_000).entries(), 1);
+        assert_eq!(Slot::message(POSITION_MAX, 100, 0).entries(), 1);
     }
 }

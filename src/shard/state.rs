@@ -1,11 +1,12 @@
 //! A shard's whole state as bytes: for checkpoints, and for comparing two shards.
 //!
 //! ```text
-//!   shard u16 │ applied u64 │ users u64 │ user … │ pairs u64 │ homes u64 │ pair 20 bytes …
-//!   user:   name │ oldest u64 │ entries u64 │ slot 12 bytes … │ devices u64 │ (name │ cursor u64) …
+//!   shard u16 │ applied u64 │ users u64 │ user … │ pairs u64 │ homes u64 │ pair 20 bytes … │ begins u64
+//!   user:   name │ oldest u64 │ slots u64 │ slot 12 bytes … │ devices u64 │ (name │ cursor u64) …
 //!   name:   len u64 │ bytes
 //! ```
 //!
+//! `begins`, the last number before an inbox that is new, is there only if a salvage made it more than 0.
 //! Equal bytes mean that two shards would answer everything alike. Reading checks every length against
 //! what is there before it takes memory, because a checkpoint is a file.
 
@@ -22,6 +23,8 @@ use super::{Shard, ShardConfig};
 use crate::placement::{HashKey, ShardId, user_hash};
 use crate::planted::{self, Bug};
 
+/// The last number that an inbox can come to: a thousand messages a microsecond for 100 years.
+const SEQ_MAX: u64 = 1 << 62;
 /// Bytes of a user in the state at least: what a claimed count of users is checked against.
 const USER_BYTES_MIN: usize = 8 + 1 + 8 + 8 + 8;
 
@@ -63,6 +66,10 @@ impl Shard {
             self.newer_pairs().write_state(out);
         } else {
             self.pairs.write_state(out);
+        }
+        let begins = self.users.begins().0;
+        if begins > 0 {
+            out.extend_from_slice(&begins.to_le_bytes());
         }
     }
 
@@ -112,17 +119,24 @@ impl Shard {
         let table = reader.take(table)?;
         shard.pairs = Pairs::read_state(len, homes, table).ok_or(StateError::Value)?;
         if reader.rest.is_empty() {
-            Ok(shard)
-        } else {
-            Err(StateError::Length)
+            return Ok(shard);
         }
+        let begins = reader.u64()?;
+        if !reader.rest.is_empty() {
+            return Err(StateError::Length);
+        }
+        if begins == 0 || begins > SEQ_MAX {
+            return Err(StateError::Value);
+        }
+        shard.users.begin_behind(Seq(begins));
+        Ok(shard)
     }
 }
 
 fn write_user(user: &User, out: &mut Vec<u8>) {
     write_name(out, user.name());
     out.extend_from_slice(&user.oldest().0.to_le_bytes());
-    out.extend_from_slice(&(user.head().0 + 1 - user.oldest().0).to_le_bytes());
+    out.extend_from_slice(&(user.slots_len() as u64).to_le_bytes());
     for (_, slot) in user.slots() {
         out.extend_from_slice(&slot.to_bytes());
     }
@@ -142,16 +156,22 @@ fn read_user(reader: &mut Reader<'_>, key: HashKey) -> Result<User, StateError> 
     let name = reader.name()?;
     let oldest = reader.u64()?;
     let count = reader.count(SLOT_BYTES)?;
-    if oldest == 0 || oldest.checked_add(count as u64).is_none() {
-        return Err(StateError::Value);
-    }
+    let mut end = oldest;
     let mut slots = VecDeque::with_capacity(count);
     for bytes in reader.take(count * SLOT_BYTES)?.chunks_exact(SLOT_BYTES) {
         let mut slot = [0; SLOT_BYTES];
         slot.copy_from_slice(bytes);
-        slots.push_back(Slot::from_bytes(slot));
+        let slot = Slot::from_bytes(slot);
+        end = end.saturating_add(slot.entries());
+        if slot.entries() == 0 {
+            return Err(StateError::Value);
+        }
+        slots.push_back(slot);
     }
-    let head = oldest + count as u64 - 1;
+    if oldest == 0 || end - 1 > SEQ_MAX {
+        return Err(StateError::Value);
+    }
+    let head = end - 1;
     let devices = reader.count(1)?;
     if devices > DEVICES_PER_USER_MAX {
         return Err(StateError::Value);
@@ -204,5 +224,34 @@ impl<'a> Reader<'a> {
             return Err(StateError::Value);
         }
         std::str::from_utf8(self.take(len)?).map_err(|_| StateError::Value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R: D-2
+    #[test]
+    fn an_inbox_that_ends_where_no_inbox_gets_is_refused() {
+        let (id, key) = (ShardId(0), HashKey([5; 16]));
+        let with_oldest = |oldest: u64| {
+            let mut bytes = Vec::new();
+            bytes.extend_from_slice(&id.0.to_le_bytes());
+            bytes.extend_from_slice(&[0; 8]); // applied
+            bytes.extend_from_slice(&1_u64.to_le_bytes());
+            write_name(&mut bytes, "ann");
+            bytes.extend_from_slice(&oldest.to_le_bytes());
+            bytes.extend_from_slice(&1_u64.to_le_bytes());
+            bytes.extend_from_slice(&Slot::gap(0).to_bytes());
+            bytes.extend_from_slice(&[0; 8]); // devices
+            Pairs::default().write_state(&mut bytes);
+            Shard::read_state(id, key, ShardConfig::default(), &bytes)
+        };
+        let head = |shard: Shard| shard.users().iter().next().map(|user| user.head().0);
+        assert_eq!(with_oldest(SEQ_MAX).map(head), Ok(Some(SEQ_MAX)));
+        for oldest in [SEQ_MAX + 1, u64::MAX - 1, u64::MAX] {
+            assert_eq!(with_oldest(oldest).map(head), Err(StateError::Value));
+        }
     }
 }

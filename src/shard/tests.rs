@@ -14,6 +14,7 @@ struct World {
     log: Vec<(u64, u64, Vec<u8>)>,
     effects: Vec<Effect>,
     room: bool,
+    now_ms: u64,
 }
 
 fn reply(tag: u64) -> ReplyTo {
@@ -40,6 +41,7 @@ impl World {
             log: Vec::new(),
             effects: Vec::new(),
             room: true,
+            now_ms: 1_000,
         }
     }
 
@@ -64,7 +66,7 @@ impl World {
             room: self.room,
             reply: reply(tag),
         };
-        self.shard.step(1_000, input, &mut self.effects);
+        self.shard.step(self.now_ms, input, &mut self.effects);
     }
 
     fn register(&mut self, user: &str, device: &str, tag: u64) {
@@ -75,7 +77,7 @@ impl World {
             device,
             reply: reply(tag),
         };
-        self.shard.step(1_000, input, &mut self.effects);
+        self.shard.step(self.now_ms, input, &mut self.effects);
     }
 
     fn acknowledge(&mut self, user: &str, device: &str, seq: u64) {
@@ -84,7 +86,7 @@ impl World {
             device,
             seq: Seq(seq),
         };
-        self.shard.step(1_000, input, &mut self.effects);
+        self.shard.step(self.now_ms, input, &mut self.effects);
     }
 
     /// Writes the next batch; false when there is none.
@@ -101,7 +103,7 @@ impl World {
         let input = Input::Committed {
             position: nth as u64 * LOG_STRIDE,
         };
-        self.shard.step(1_000, input, &mut self.effects);
+        self.shard.step(self.now_ms, input, &mut self.effects);
     }
 
     fn write_and_commit(&mut self) {
@@ -321,6 +323,71 @@ fn a_full_inbox_refuses_and_takes_again_what_was_refused_once_it_is_acknowledged
     world.send("ann", "ben", 4, 6);
     world.write_and_commit();
     assert_eq!(world.effects(), [accepted(6, 4), grown(0)]);
+}
+
+/// R: B-7
+#[test]
+fn a_further_device_never_makes_an_inbox_hold_more_than_it_may_whatever_is_under_way() {
+    let mut world = World::new(20);
+    world.register("ben", "phone", 1);
+    (1..=15).for_each(|n| world.send("ann", "ben", n, n));
+    world.write_and_commit();
+    world.acknowledge("ben", "phone", 15);
+    world.write_and_commit();
+    // Under way are 3 messages, then the device, then as many more as are taken.
+    (16..=18).for_each(|n| world.send("ann", "ben", n, n));
+    world.register("ben", "laptop", 2);
+    world.effects();
+    (19..=60).for_each(|n| world.send("ann", "ben", n, n));
+    world.write_and_commit();
+    let slot = world.shard.find("ben").unwrap();
+    let ben = world.shard.users().get(slot);
+    let laptop = ben.device("laptop").unwrap().cursor;
+    assert_eq!(laptop, Seq(8), "half of a full inbox before the 18th");
+    assert_eq!((ben.head(), ben.pending()), (Seq(28), 20));
+    assert_eq!(world.replayed(world.log.len()), world.state());
+}
+
+/// R: B-6, B-7
+#[test]
+fn a_second_device_does_not_find_a_small_inbox_full_by_its_coming() {
+    let mut world = World::new(20);
+    world.register("ben", "phone", 1);
+    (1..=20).for_each(|n| world.send("ann", "ben", n, n));
+    world.write_and_commit();
+    world.acknowledge("ben", "phone", 20);
+    world.write_and_commit();
+    world.register("ben", "laptop", 2);
+    world.write_and_commit();
+    world.effects();
+    world.send("ann", "ben", 21, 21);
+    world.write_and_commit();
+    assert_eq!(world.effects(), [accepted(21, 21), grown(0)]);
+}
+
+/// R: B-3, B-5
+#[test]
+fn a_stream_that_is_forgotten_between_proposal_and_commit_goes_on() {
+    const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+    let mut world = World::new(100);
+    world.send("ann", "ben", 1, 1);
+    world.write_and_commit();
+    let known = world.shard.pairs().len();
+    // Eight days later: the next message of the stream is proposed behind others that make the table
+    // grow, and so let idle streams leave.
+    world.now_ms += 8 * DAY_MS;
+    for sender in 0..20 {
+        world.send(&format!("sender-{sender}"), "joe", 1, 100);
+    }
+    world.send("ann", "ben", 2, 2);
+    world.send("ann", "ben", 3, 3);
+    world.effects();
+    world.write_and_commit();
+    let effects = world.effects();
+    assert_eq!(known, 1);
+    assert!(effects.contains(&accepted(2, 2)), "{effects:?}");
+    assert!(effects.contains(&accepted(3, 3)), "{effects:?}");
+    assert_eq!((world.head("ben"), world.shard.strayed()), (3, 0));
 }
 
 /// R: B-8

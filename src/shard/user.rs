@@ -7,6 +7,7 @@
 //!
 //! An inbox entry is twelve bytes here, a [`Slot`]: where its message lies in the log. Entries that
 //! every device has acknowledged are history; they leave by command, as the [`Retention`] wants it.
+//! What a salvage had to skip is one slot however long it is, and none of it is pending.
 
 use std::collections::VecDeque;
 
@@ -15,7 +16,7 @@ use iris_proto::id::Seq;
 use iris_proto::limits::{DEVICES_PER_USER_MAX, NEW_DEVICE_ENTRIES};
 
 use super::retention::Retention;
-use super::slot::Slot;
+use super::slot::{RUN_ENTRIES_MAX, Slot};
 use crate::placement::UserHash;
 
 /// Index of a user within its shard. Stable while the process runs, and the same after every replay.
@@ -50,21 +51,44 @@ pub struct User {
     /// `seq` of the first entry kept.
     oldest: u64,
     slots: VecDeque<Slot>,
+    /// The slots that stand for more than one entry; hardly any inbox has one.
+    runs: Option<Box<Runs>>,
     /// Bytes of the entries kept.
     bytes: u64,
     devices: Vec<Device>,
 }
 
+/// The runs of gaps of an inbox, in order.
+#[derive(Debug, Default)]
+struct Runs {
+    list: VecDeque<Run>,
+}
+
+/// A slot that stands for the entries `first..=first + more`.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    first: u64,
+    more: u64,
+}
+
 impl User {
-    fn new(name: &str, hash: UserHash) -> Self {
-        Self {
+    /// One whose inbox begins behind so many entries that may have existed.
+    fn new(name: &str, hash: UserHash, begins: u64) -> Self {
+        let mut user = Self {
             name: name.into(),
             hash,
             oldest: 1,
             slots: VecDeque::new(),
+            runs: None,
             bytes: 0,
             devices: Vec::new(),
-        }
+        };
+        user.skip(begins);
+        user
+    }
+
+    fn runs(&self) -> impl Iterator<Item = Run> + '_ {
+        self.runs.iter().flat_map(|runs| runs.list.iter().copied())
     }
 
     /// The user's id.
@@ -76,7 +100,8 @@ impl User {
     /// The newest entry; zero when nothing ever came.
     #[must_use]
     pub fn head(&self) -> Seq {
-        Seq(self.oldest + self.slots.len() as u64 - 1)
+        let more: u64 = self.runs().map(|run| run.more).sum();
+        Seq(self.oldest + self.slots.len() as u64 + more - 1)
     }
 
     /// The oldest entry that can be read; `head + 1` when there is none.
@@ -95,10 +120,20 @@ impl User {
             .unwrap_or_default()
     }
 
-    /// Entries that some device has not acknowledged.
+    /// Entries that some device has not acknowledged, runs of gaps not counted.
     #[must_use]
     pub fn pending(&self) -> u64 {
-        self.head().0 - self.floor().0
+        self.pending_from(self.floor())
+    }
+
+    /// Entries behind a cursor, runs of gaps not counted.
+    pub(super) fn pending_from(&self, cursor: Seq) -> u64 {
+        let cursor = cursor.0.max(self.oldest - 1);
+        let skipped = self.runs().map(|run| {
+            let last = run.first + run.more;
+            last.saturating_sub(cursor.max(run.first - 1))
+        });
+        self.head().0 - cursor - skipped.sum::<u64>()
     }
 
     /// Bytes of the entries kept, as the log holds them.
@@ -117,13 +152,27 @@ impl User {
     #[must_use]
     pub fn gap_end(&self, seq: Seq) -> Option<Seq> {
         let run = self.slots.range(self.index(seq)?..);
-        let run = run.take_while(|slot| slot.position().is_none()).count() as u64;
-        (run > 0).then(|| Seq(seq.0 + run - 1))
+        let run = run.take_while(|slot| slot.position().is_none());
+        let len: u64 = run.map(|slot| slot.entries()).sum();
+        let mut runs = self.runs();
+        let around = runs.find(|run| (run.first..=run.first + run.more).contains(&seq.0));
+        let first = around.map_or(seq.0, |run| run.first);
+        (len > 0).then(|| Seq(first + len - 1))
     }
 
-    /// All entries kept, in order.
+    /// All slots kept, in order, each with the first entry that it stands for.
     pub fn slots(&self) -> impl Iterator<Item = (Seq, Slot)> + '_ {
-        (self.oldest..).map(Seq).zip(self.slots.iter().copied())
+        let mut next = self.oldest;
+        self.slots.iter().map(move |slot| {
+            let seq = Seq(next);
+            next += slot.entries();
+            (seq, *slot)
+        })
+    }
+
+    /// How many slots that are.
+    pub(super) fn slots_len(&self) -> usize {
+        self.slots.len()
     }
 
     /// The devices, in the order in which they came.
@@ -133,7 +182,11 @@ impl User {
     }
 
     fn index(&self, seq: Seq) -> Option<usize> {
-        let index = usize::try_from(seq.0.checked_sub(self.oldest)?).ok()?;
+        let mut index = seq.0.checked_sub(self.oldest)?;
+        for run in self.runs().take_while(|run| run.first <= seq.0) {
+            index -= run.more.min(seq.0 - run.first);
+        }
+        let index = usize::try_from(index).ok()?;
         (index < self.slots.len()).then_some(index)
     }
 
@@ -145,9 +198,24 @@ impl User {
 
     /// Stores an entry and returns its `seq`.
     pub(super) fn append(&mut self, slot: Slot) -> Seq {
+        let more = slot.entries() - 1;
+        if more > 0 {
+            let first = self.head().0 + 1;
+            let runs = self.runs.get_or_insert_default();
+            runs.list.push_back(Run { first, more });
+        }
         self.slots.push_back(slot);
         self.bytes += slot.bytes();
         self.head()
+    }
+
+    /// Leaves out so many entries, which may have existed.
+    pub(super) fn skip(&mut self, mut entries: u64) {
+        while entries > 0 {
+            let run = entries.min(RUN_ENTRIES_MAX);
+            self.append(Slot::run(run));
+            entries -= run;
+        }
     }
 
     /// Puts another slot in an entry's place and returns the one that was there; `None` when the entry
@@ -161,7 +229,7 @@ impl User {
 
     /// Makes a device known; false when the user has as many as are allowed. A first device starts
     /// before everything that is kept; a further one a little before the head, but never behind what
-    /// the others still wait for.
+    /// the others still wait for. Neither is told of a run of gaps at the inbox's beginning.
     pub(super) fn register(&mut self, name: &str) -> bool {
         if self.device(name).is_some() {
             return true;
@@ -169,11 +237,30 @@ impl User {
         if self.devices.len() >= DEVICES_PER_USER_MAX {
             return false;
         }
-        let start = self
-            .floor()
-            .0
-            .min(self.head().0.saturating_sub(NEW_DEVICE_ENTRIES));
-        let cursor = Seq(start.max(self.oldest - 1));
+        let cursor = self.start_of_new(self.floor(), NEW_DEVICE_ENTRIES, self.head());
+        self.devices.push(Device {
+            name: name.into(),
+            cursor,
+            claimed: cursor,
+        });
+        true
+    }
+
+    /// Where a new device starts when the others' lowest cursor is `floor`, and it is to see so many
+    /// entries before `head`.
+    pub(super) fn start_of_new(&self, floor: Seq, entries: u64, head: Seq) -> Seq {
+        let start = floor.0.min(head.0.saturating_sub(entries));
+        let run = self.slots.front().filter(|slot| slot.is_run());
+        let run = run.map_or(0, |run| run.entries());
+        Seq(start.max(self.oldest - 1 + run))
+    }
+
+    /// Makes a device known again, whose cursor was here; false when there are as many as are allowed.
+    pub(super) fn register_again(&mut self, name: &str, cursor: Seq) -> bool {
+        if self.device(name).is_some() || self.devices.len() >= DEVICES_PER_USER_MAX {
+            return false;
+        }
+        let cursor = cursor.min(self.head()).max(Seq(self.oldest - 1));
         self.devices.push(Device {
             name: name.into(),
             cursor,
@@ -211,9 +298,10 @@ impl User {
             if history == 0 || !is_over {
                 break;
             }
-            history -= 1;
+            let taken = slot.entries().min(history);
+            history -= taken;
             bytes -= slot.bytes();
-            leaving += 1;
+            leaving += taken;
         }
         (leaving > 0).then(|| Seq(self.oldest + leaving))
     }
@@ -225,8 +313,17 @@ impl User {
             let Some(slot) = self.slots.pop_front() else {
                 unreachable!("the floor is not above the head");
             };
+            let end = self.oldest + slot.entries();
+            if slot.entries() > 1 {
+                self.runs.as_mut().map(|runs| runs.list.pop_front());
+            }
+            if end > upto {
+                // The rest of a run stays.
+                self.put_back(upto, end - upto);
+                break;
+            }
             self.bytes -= slot.bytes();
-            self.oldest += 1;
+            self.oldest = end;
             leaves(slot);
         }
         if self.slots.capacity() > 64 && self.slots.len() < self.slots.capacity() / 4 {
@@ -238,6 +335,17 @@ impl User {
         );
     }
 
+    /// A run of so many entries from `oldest` on is the first slot.
+    fn put_back(&mut self, oldest: u64, entries: u64) {
+        self.oldest = oldest;
+        self.slots.push_front(Slot::run(entries));
+        if entries > 1 {
+            let (first, more) = (oldest, entries - 1);
+            let runs = self.runs.get_or_insert_default();
+            runs.list.push_front(Run { first, more });
+        }
+    }
+
     /// A user as a checkpoint has it.
     pub(super) fn restore(
         name: &str,
@@ -247,12 +355,21 @@ impl User {
         devices: Vec<(Box<str>, Seq)>,
     ) -> Self {
         let devices = devices.into_iter();
+        let (mut runs, mut first) = (Runs::default(), oldest);
+        for slot in &slots {
+            let more = slot.entries() - 1;
+            if more > 0 {
+                runs.list.push_back(Run { first, more });
+            }
+            first += more + 1;
+        }
         Self {
             name: name.into(),
             hash,
             oldest,
             bytes: slots.iter().map(|slot| slot.bytes()).sum(),
             slots,
+            runs: (!runs.list.is_empty()).then(|| Box::new(runs)),
             devices: devices
                 .map(|(name, cursor)| Device {
                     name,
@@ -269,6 +386,9 @@ impl User {
 pub struct Users {
     list: Vec<User>,
     by_name: HashTable<u32>,
+    /// The last `seq` that somebody may have had whom nothing names since a salvage; inboxes that are
+    /// new begin behind it.
+    begins: u64,
 }
 
 impl Users {
@@ -282,6 +402,17 @@ impl Users {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    /// The last `seq` before an inbox that is new.
+    #[must_use]
+    pub fn begins(&self) -> Seq {
+        Seq(self.begins)
+    }
+
+    /// Lets inboxes that are new begin behind `seq`.
+    pub(super) fn begin_behind(&mut self, seq: Seq) {
+        self.begins = seq.0;
     }
 
     /// The slot of a user, if the log ever named it.
@@ -324,7 +455,7 @@ impl Users {
             reason = "4 billion users of 150 bytes do not fit a machine"
         )]
         let slot = u32::try_from(self.list.len()).expect("fewer than 2^32 users in one shard");
-        self.push(User::new(name, hash));
+        self.push(User::new(name, hash, self.begins));
         UserSlot(slot)
     }
 
@@ -360,7 +491,7 @@ mod tests {
     }
 
     fn user_with(entries: u64) -> User {
-        let mut user = User::new("ann", UserHash(1));
+        let mut user = User::new("ann", UserHash(1), 0);
         for position in 0..entries {
             user.append(slot(position));
         }
@@ -507,5 +638,53 @@ mod tests {
         assert_eq!(user.gap_end(Seq(3)), Some(Seq(3)));
         assert_eq!(user.bytes(), 3 * 104);
         assert_eq!(user.replace(Seq(6), slot(0)), None);
+    }
+
+    /// R: D-2
+    #[test]
+    fn a_run_of_gaps_takes_one_slot_keeps_every_number_and_is_not_pending() {
+        let mut user = user_with(3);
+        user.skip(1_000_000);
+        assert_eq!(user.append(slot(77)), Seq(1_000_004));
+        assert_eq!((user.pending(), user.slots_len()), (4, 5));
+        assert_eq!(user.slot(Seq(3)), Some(slot(2)));
+        assert_eq!(user.slot(Seq(1_000_004)), Some(slot(77)));
+        assert_eq!(user.slot(Seq(1_000_005)), None);
+        for seq in [4, 500_000, 1_000_003] {
+            assert_eq!(user.slot(Seq(seq)).and_then(Slot::position), None);
+            assert_eq!(user.gap_end(Seq(seq)), Some(Seq(1_000_003)));
+        }
+        user.replace(Seq(3), Slot::gap(0));
+        assert_eq!(user.gap_end(Seq(3)), Some(Seq(1_000_003)));
+        let firsts: Vec<u64> = user.slots().map(|(seq, _)| seq.0).collect();
+        assert_eq!(firsts, [1, 2, 3, 4, 1_000_004]);
+        user.register("phone");
+        user.acknowledge("phone", Seq(10));
+        user.trim(Seq(20), |_| {});
+        assert_eq!((user.oldest(), user.head()), (Seq(11), Seq(1_000_004)));
+        assert_eq!(user.gap_end(Seq(11)), Some(Seq(1_000_003)));
+        assert_eq!(user.pending(), 1);
+        user.acknowledge("phone", Seq(1_000_004));
+        let none = Retention {
+            entries: 0,
+            ..KEEP_ALL
+        };
+        assert_eq!(user.surplus(&none, 0), Some(Seq(1_000_005)));
+        user.trim(Seq(1_000_005), |_| {});
+        assert_eq!((user.slots_len(), user.head()), (0, Seq(1_000_004)));
+        assert_eq!(user.append(slot(1)), Seq(1_000_005));
+    }
+
+    #[test]
+    fn a_device_is_not_told_of_a_run_of_gaps_before_all_entries() {
+        let mut user = User::new("ann", UserHash(1), 500);
+        assert_eq!(user.append(slot(0)), Seq(501));
+        user.register("phone");
+        assert_eq!(user.device("phone").map(|one| one.cursor), Some(Seq(500)));
+        assert_eq!(
+            user.gap_end(Seq(2)),
+            Some(Seq(500)),
+            "one that was there before asks"
+        );
     }
 }

@@ -23,6 +23,9 @@ const MS_PER_DAY: u64 = 24 * 60 * 60 * 1_000;
 /// A message, by its number in the order in which programs handed them over.
 pub type MessageNo = u32;
 
+/// Stands for a message that does not exist.
+pub const NOBODY: MessageNo = MessageNo::MAX;
+
 /// Something in a log that must not be.
 pub type Fault = String;
 
@@ -46,8 +49,10 @@ pub struct Inbox {
     pub oldest: u64,
     /// In the order in which they came.
     pub devices: Vec<ModelDevice>,
-    /// A device came that has more before it than an inbox may take; that is no fault.
+    /// A salvage brought acknowledgements back; that it holds more than it may is no fault.
     pub overfull: bool,
+    /// The first and last of each run of entries that a salvage skipped.
+    pub runs: Vec<(u64, u64)>,
 }
 
 impl Inbox {
@@ -81,6 +86,13 @@ impl Inbox {
         self.devices.iter().find(|device| device.name == name)
     }
 
+    /// The skipped run that an entry is one of.
+    #[must_use]
+    pub fn run_at(&self, seq: u64) -> Option<(u64, u64)> {
+        let mut runs = self.runs.iter().copied();
+        runs.find(|(first, last)| (*first..=*last).contains(&seq))
+    }
+
     fn register(&mut self, name: &str) {
         if self.device(name).is_some() || self.devices.len() >= DEVICES_PER_USER_MAX {
             return;
@@ -89,12 +101,30 @@ impl Inbox {
             .floor()
             .min(self.head().saturating_sub(NEW_DEVICE_ENTRIES));
         let start = start.max(self.oldest.max(1) - 1);
-        self.overfull |= !self.devices.is_empty() && start < self.floor();
+        // No device is told of what was skipped before all entries.
+        let start = start.max(self.run_at(self.oldest).map_or(0, |(_, last)| last));
         self.devices.push(ModelDevice {
             name: name.to_owned(),
             cursor: start,
             start,
         });
+    }
+
+    /// A cursor that comes with a device is where it starts: no further device sees less than half of
+    /// what an inbox may hold, and than the others wait for.
+    fn start_at_cursor(&mut self, name: &str, entries_max: u64) -> Result<(), Fault> {
+        let history = NEW_DEVICE_ENTRIES.min(entries_max / 2);
+        let others = self.devices.iter().filter(|device| device.name != name);
+        let floor = others.map(|device| device.cursor).min().unwrap_or(0);
+        let most = floor.min(self.head().saturating_sub(history));
+        let Some(device) = self.devices.iter_mut().find(|device| device.name == name) else {
+            return Ok(()); // one too many
+        };
+        if device.cursor > most && device.cursor > device.start {
+            return Err(format!("{device:?} starts behind {most}"));
+        }
+        device.start = device.cursor;
+        Ok(())
     }
 
     fn acknowledge(&mut self, name: &str, seq: u64, entries_max: u64) {
@@ -120,6 +150,8 @@ pub struct Model {
     salt: u64,
     /// The last entry of each shard that has any.
     pub applied: BTreeMap<u16, u64>,
+    /// The last number before inboxes that are new, of each shard that was salvaged.
+    pub begins: BTreeMap<u16, u64>,
     /// The inboxes of the users of this log.
     pub inboxes: BTreeMap<String, Inbox>,
     /// The last number of each stream, and the day on which it came.
@@ -168,6 +200,7 @@ impl Model {
             prev_crc: 0,
             salt: 0,
             applied: BTreeMap::new(),
+            begins: BTreeMap::new(),
             inboxes: BTreeMap::new(),
             streams: BTreeMap::new(),
             days: BTreeMap::new(),
@@ -272,17 +305,27 @@ impl Model {
         let day = record.a / MS_PER_DAY;
         let latest = self.days.entry(record.shard).or_insert(0);
         *latest = day.max(*latest);
+        // The device that the item before made known.
+        let mut newcomer: Option<(&str, &str)> = None;
         for item in items(payload) {
             let (_, bytes) = item.map_err(|error| error.to_string())?;
+            let before = newcomer.take();
             match command::decode(bytes).map_err(|error| error.to_string())? {
                 Command::Append(append) => self.append(&append, record.shard, day)?,
-                Command::Register { user, device } => self.inbox(user).register(device),
+                Command::Register { user, device } => {
+                    self.inbox(record.shard, user).register(device);
+                    newcomer = Some((user, device));
+                }
                 Command::Cursor { user, device, seq } => {
                     let entries_max = self.inbox_entries_max;
-                    self.inbox(user).acknowledge(device, seq.0, entries_max);
+                    let inbox = self.inbox(record.shard, user);
+                    inbox.acknowledge(device, seq.0, entries_max);
+                    if before == Some((user, device)) {
+                        inbox.start_at_cursor(device, entries_max)?;
+                    }
                 }
                 Command::Trim { user, oldest } => {
-                    let inbox = self.inbox(user);
+                    let inbox = self.inbox(record.shard, user);
                     inbox.oldest = inbox.oldest.max(oldest.0.min(inbox.floor() + 1));
                 }
             }
@@ -297,10 +340,13 @@ impl Model {
         latest > since + u64::from(PAIR_IDLE_DAYS)
     }
 
-    fn inbox(&mut self, user: &str) -> &mut Inbox {
+    fn inbox(&mut self, shard: u16, user: &str) -> &mut Inbox {
         if !self.inboxes.contains_key(user) {
+            let begins = self.begins.get(&shard).copied().unwrap_or(0);
             let inbox = Inbox {
                 oldest: 1,
+                entries: vec![NOBODY; usize::try_from(begins).unwrap_or(0)],
+                runs: (begins > 0).then_some((1, begins)).into_iter().collect(),
                 ..Inbox::default()
             };
             self.inboxes.insert(user.to_owned(), inbox);
@@ -329,7 +375,7 @@ impl Model {
             ));
         }
         self.streams.insert(stream, (append.n.0, day));
-        let inbox = self.inbox(append.to);
+        let inbox = self.inbox(shard, append.to);
         if append.seq.0 != inbox.head() + 1 {
             return Err(format!(
                 "message {no} for {} says seq {} and is seq {}",

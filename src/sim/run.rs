@@ -469,3 +469,22 @@ impl Run {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_seed_gives_the_same_history_and_another_seed_another() {
+        for seed in [17, 201, 26_821] {
+            let (one, two) = (run(seed, 0), run(seed, 0));
+            assert_eq!(one.failure, None, "seed {seed}");
+            assert_eq!(
+                (one.fingerprint, one.events, one.simulated_us),
+                (two.fingerprint, two.events, two.simulated_us),
+                "seed {seed}"
+            );
+            assert_ne!(run(seed + 1, 0).fingerprint, one.fingerprint, "seed {seed}");
+        }
+    }
+}

@@ -49,7 +49,7 @@ struct Running {
 /// Checkpoints there are, and the one in the making.
 #[derive(Debug)]
 pub(super) struct Checkpointing {
-    /// One or two, oldest first; more after a start that found more.
+    /// One or two, oldest first; more after a start that found more, until its first poll.
     kept: Vec<Kept>,
     running: Option<Running>,
     retry_at_us: u64,
@@ -107,6 +107,7 @@ impl Store {
             true => self.setup.size.bytes(),
             false => self.setup.checkpoint_bytes.max(last.bytes),
         };
+        self.remove_stale(io);
         if is_short && self.checkpointing.kept.len() > 1 && self.checkpointing.running.is_none() {
             self.remove_oldest(io);
         }
@@ -209,15 +210,20 @@ impl Store {
         self.checkpointing.failed = false;
         self.checkpointing.retry_at_us = 0;
         self.checkpointing.kept.push(Kept { lsn, bytes });
-        while self.checkpointing.kept.len() > 2 {
-            self.remove_oldest(io);
-        }
+        self.remove_stale(io);
     }
 
     /// Whether the last checkpoint that was tried could not be written.
     #[must_use]
     pub fn is_checkpoint_failing(&self) -> bool {
         self.checkpointing.failed
+    }
+
+    /// Removes those that two whole ones are newer than, but nothing that may help to salvage.
+    fn remove_stale(&mut self, io: &mut Vec<Io>) {
+        while self.checkpointing.kept.len() > 2 && self.quarantined.is_empty() {
+            self.remove_oldest(io);
+        }
     }
 
     fn remove_oldest(&mut self, io: &mut Vec<Io>) {

@@ -20,11 +20,12 @@ use crate::log::recovery::{
 };
 use crate::log::{
     CheckpointError, CheckpointHeader, CheckpointReader, FrameBuilder, FrameKind, RecordKind,
-    Writer, WriterStart, heads, items,
+    SegmentHeader, Writer, WriterStart, heads, items,
 };
 use crate::placement::ShardId;
 use crate::planted::{self, Bug};
 use crate::shard::command::{self, Command};
+use crate::shard::slot::POSITION_MAX;
 use crate::shard::state::StateError;
 use crate::shard::{ApplyError, Change, Effect, Entry, Shard};
 
@@ -80,6 +81,9 @@ pub struct Report {
 pub struct Recovered {
     /// The store.
     pub store: Store,
+    /// The header that the segment of its position has lost and needs, written and synced before
+    /// anything is zeroed: without it the next recovery would not find what this one has found.
+    pub lost_header: Option<SegmentHeader>,
     /// What to zero.
     pub cuts: Vec<Cut>,
     /// Segments to sync before anything is served: what was read may be in the page cache only.
@@ -124,6 +128,9 @@ fn describe(error: &ScanError) -> String {
             "the segment at position {at:#x} belongs elsewhere (log {}, position {:#x}, node {:#018x})",
             found.identity.log, found.first_lsn, found.identity.node_id
         ),
+        ScanError::Beyond { at } => {
+            format!("the segment at position {at:#x} lies where no log ever gets")
+        }
         ScanError::Version { at, version } => format!(
             "the segment at position {at:#x} has format version {version}, which this program does not know"
         ),
@@ -145,6 +152,8 @@ pub(super) enum Unusable {
     State(#[from] StateError),
     #[error("it is of another log, or not what its name says")]
     Foreign,
+    #[error("it says that the log goes on at position {0:#x}, where no frame can be")]
+    Place(u64),
     #[error("it does not hold each shard of the log once")]
     Shards,
 }
@@ -169,6 +178,9 @@ pub(super) struct Replay<'a> {
     /// The place of each shard of the data directory that is one of this log's.
     places: Vec<Option<u16>>,
     had_hole: bool,
+    /// Where the last hole ends that may have held records of which nothing is seen. What lies inside of
+    /// it says nothing of the rest of it.
+    hole_end: u64,
     holes: Vec<Hole>,
     error: Option<RecoverError>,
     effects: Vec<Effect>,
@@ -233,6 +245,7 @@ pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError
             behind.push(*index);
         }
     }
+    let lost_header = lost_header(&setup, &tail);
     let used = found.segments.iter().map(|(index, _)| *index);
     let used = used.filter(|index| !behind.contains(index));
     let ledger = Ledger::new(setup.size, used);
@@ -241,10 +254,22 @@ pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError
     let store = Store::assemble(setup, &tail, disk, judged, beginning.kept, &mut report);
     Ok(Recovered {
         store,
+        lost_header,
         cuts,
         unsynced,
         behind,
         report,
+    })
+}
+
+fn lost_header(setup: &Setup, tail: &Tail) -> Option<SegmentHeader> {
+    Some(SegmentHeader {
+        identity: setup.identity,
+        incarnation: setup.incarnation,
+        first_lsn: setup.size.first_lsn(setup.size.index_of(tail.end)),
+        salt: tail.salt?,
+        segment_bytes: setup.size.bytes(),
+        prev_crc: tail.lost_header?,
     })
 }
 
@@ -255,19 +280,11 @@ pub(super) fn begin(setup: &Setup, found: &Found<'_>) -> Result<Beginning, Recov
     for (nth, (lsn, bytes)) in found.checkpoints.iter().enumerate().rev() {
         match load(setup, *lsn, bytes) {
             Ok((shards, header)) => {
-                // The one before it is the second choice, else the log's beginning. There are more when
-                // their removal did not last; they go with the next checkpoint.
-                let kept = found.checkpoints[..=nth].iter().map(|(lsn, bytes)| Kept {
-                    lsn: *lsn,
-                    bytes: bytes.len() as u64,
-                });
-                let origin = has_origin && nth == 0;
-                let origin = origin.then_some(Kept { lsn: 0, bytes: 0 });
                 return Ok(Beginning {
                     shards,
                     lsn: header.scan_lsn,
                     prev_crc: header.prev_crc,
-                    kept: origin.into_iter().chain(kept).collect(),
+                    kept: kept(setup, &found.checkpoints[..=nth], has_origin),
                     unusable,
                 });
             }
@@ -290,6 +307,30 @@ pub(super) fn begin(setup: &Setup, found: &Found<'_>) -> Result<Beginning, Recov
     })
 }
 
+/// The places that a replay can begin at, the last of them the newest whole checkpoint; behind it the
+/// one before it is the second choice, else the log's beginning. There are more when their removal did
+/// not last. Those go, but only the ones that two whole checkpoints are newer than: a damaged one
+/// between these two is nothing to count on, and nothing to take away.
+fn kept(setup: &Setup, checkpoints: &[(u64, &[u8])], has_origin: bool) -> Vec<Kept> {
+    let place = |(lsn, bytes): &(u64, &[u8])| Kept {
+        lsn: *lsn,
+        bytes: bytes.len() as u64,
+    };
+    let Some((newest, older)) = checkpoints.split_last() else {
+        return Vec::new();
+    };
+    let is_whole = |(lsn, bytes): &(u64, &[u8])| load(setup, *lsn, bytes).is_ok();
+    let second = match older.len() {
+        0 | 1 => older.len(), // nothing is removed for its sake
+        _ => older.iter().rposition(is_whole).map_or(0, |nth| nth + 1),
+    };
+    let origin = has_origin && second == 0;
+    let origin = origin.then_some(Kept { lsn: 0, bytes: 0 });
+    let older = older[..second].iter().map(place);
+    let kept = origin.into_iter().chain(older);
+    kept.chain([place(newest)]).collect()
+}
+
 /// Whether a checkpoint file of this position could be used: how many shards it has, or why not.
 ///
 /// # Errors
@@ -309,6 +350,9 @@ fn load(setup: &Setup, lsn: u64, bytes: &[u8]) -> Result<(Vec<Shard>, Checkpoint
         && header.segment_bytes == setup.size.bytes();
     if !is_ours {
         return Err(Unusable::Foreign);
+    }
+    if lsn > POSITION_MAX || !setup.size.is_place(lsn) {
+        return Err(Unusable::Place(lsn));
     }
     let mut shards = Vec::with_capacity(setup.shards.len());
     while let Some(section) = reader.next_section()? {
@@ -334,6 +378,7 @@ impl<'a> Replay<'a> {
             shards,
             standing,
             had_hole: false,
+            hole_end: 0,
             holes: Vec::new(),
             error: None,
             effects: Vec::new(),
@@ -362,6 +407,7 @@ impl<'a> Replay<'a> {
         self.had_hole = true;
         // When something is known of every record in it, these tell by themselves what is missing.
         if hole.records_missing != Some(0) {
+            self.hole_end = hole.to;
             for standing in &mut self.standing {
                 if matches!(standing, Standing::Whole) {
                     *standing = Standing::InDoubt;
@@ -398,6 +444,15 @@ impl<'a> Replay<'a> {
         }
     }
 
+    /// A record says of a shard that nothing is missing of it so far.
+    fn settle(&mut self, place: usize, record: &Record<'_>) {
+        let standing = &mut self.standing[place];
+        let vouches = vouches(self.setup, record, self.hole_end);
+        if matches!(standing, Standing::InDoubt) && vouches {
+            *standing = Standing::Whole;
+        }
+    }
+
     fn damage(&mut self, place: usize, reason: String) {
         if !matches!(self.standing[place], Standing::Damaged(_)) {
             self.standing[place] = Standing::Damaged(reason);
@@ -427,7 +482,7 @@ impl<'a> Replay<'a> {
         }
         if index <= applied {
             // What was in a hole before it has lower indexes, and is applied too.
-            self.standing[place] = Standing::Whole;
+            self.settle(place, record);
             return Ok(());
         }
         if index > applied + 1 && self.had_hole {
@@ -440,8 +495,9 @@ impl<'a> Replay<'a> {
         let shard = &mut self.shards[place];
         shard.apply(&entry, &[], &mut self.effects)?;
         shard.changes();
-        self.standing[place] = Standing::Whole;
-        if shard.strayed() > 0 {
+        let strayed = shard.strayed();
+        self.settle(place, record);
+        if strayed > 0 {
             let reason = "does not follow from what is before it: was it salvaged behind a checkpoint that is gone?";
             self.damage(place, format!("entry {index} {reason}"));
         }
@@ -482,8 +538,8 @@ impl<'a> Replay<'a> {
                     place,
                     format!("entries {} to {index} are missing", applied + 1),
                 );
-            } else if matches!(self.standing[place], Standing::InDoubt) {
-                self.standing[place] = Standing::Whole;
+            } else {
+                self.settle(place, record);
             }
         }
     }
@@ -497,6 +553,13 @@ impl<'a> Replay<'a> {
             }
         }
     }
+}
+
+/// Whether a record tells what a hole that ends here held of its shard. One inside of it does not; but a
+/// HEADS in a hole up to the end of a segment is that of the END, behind which there is nothing.
+pub(super) fn vouches(setup: &Setup, record: &Record<'_>, hole_end: u64) -> bool {
+    let is_end = record.record.kind == RecordKind::Heads && setup.size.offset_of(hole_end) == 0;
+    record.lsn_of_payload >= hole_end || is_end
 }
 
 /// A record of kind Entry as the shard takes it.
@@ -599,7 +662,7 @@ fn book(
         // Neighbours lie in one segment, mostly: whether it exists is asked once.
         let (mut last, mut exists) = (u64::MAX, false);
         let changes = user.slots().filter_map(|(seq, slot)| {
-            entries += 1;
+            entries += slot.entries();
             let position = slot.position()?;
             let segment = setup.size.index_of(position);
             if segment != last {

@@ -12,22 +12,18 @@
 //! This decides and writes nothing; the shell writes the checkpoint once a person has agreed. The damaged
 //! bytes stay where they are.
 
-use crate::log::limits::ITEM_HEADER_BYTES;
-use crate::log::recovery::{Origin, Recovered as Record, Seen, scan};
+use crate::log::recovery::{Origin, Recovered as Record, Seen, Tail, scan};
 use crate::log::{CheckpointHeader, CheckpointWriter, RecordKind, heads, item_at, items};
 use crate::placement::ShardId;
 use crate::shard::Shard;
 use crate::shard::command::{self, Command};
-pub use crate::shard::salvage::Loss;
-use crate::shard::salvage::Salvage;
+pub use crate::shard::salvage::{Certainty, Loss, LostDevice, Unnamed};
+use crate::shard::salvage::{Doubt, Salvage};
 use crate::shard::user::User;
 use iris_proto::id::Seq;
 
-use super::recover::{Found, RecoverError, Recovered, begin, entry_of, recover};
+use super::recover::{Found, RecoverError, Recovered, begin, entry_of, recover, vouches};
 use super::{Quarantine, Setup};
-
-/// Bytes that a message takes in the log at least: item header, command head, three names of a byte.
-const MESSAGE_BYTES_MIN: u64 = ITEM_HEADER_BYTES as u64 + 56 + 3;
 
 /// What a salvage would do.
 #[derive(Debug)]
@@ -36,6 +32,8 @@ pub struct Salvaged {
     pub quarantined: Vec<Quarantine>,
     /// Entries that do not exist any more, by shard.
     pub losses: Vec<(ShardId, Vec<Loss>)>,
+    /// What else may be missing, by shard; only of shards that miss something.
+    pub unnamed: Vec<(ShardId, Unnamed)>,
     /// Segments with bytes that cannot be believed.
     pub damaged_segments: Vec<u64>,
     /// Where the log ends, and the new checkpoint begins.
@@ -86,8 +84,9 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
     };
     let first = setup.size.index_of(lsn);
     let start = found.segments.partition_point(|(index, _)| *index < first);
+    let mut hole_end = 0;
     let tail = scan(&origin, &found.segments[start..], &mut |seen| {
-        see(setup, &mut shards, &seen);
+        see(setup, &mut shards, &mut hole_end, &seen);
     })
     .map_err(RecoverError::Scan)?;
     let mut damaged: Vec<u64> = report
@@ -100,6 +99,15 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
     }
     damaged.sort_unstable();
     damaged.dedup();
+    Ok(Salvaged {
+        quarantined,
+        damaged_segments: damaged,
+        ..finish(setup, &tail, shards)
+    })
+}
+
+/// What the shards have lost, and a checkpoint of them as they go on.
+fn finish(setup: &Setup, tail: &Tail, shards: Vec<(bool, Salvage)>) -> Salvaged {
     let mut writer = CheckpointWriter::new(&CheckpointHeader {
         identity: setup.identity,
         incarnation: setup.incarnation,
@@ -108,45 +116,53 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
         prev_crc: tail.prev_crc,
         sections: shards.len() as u32,
     });
-    let mut losses = Vec::new();
+    let (mut losses, mut unnamed) = (Vec::new(), Vec::new());
     for (_, one) in shards {
-        let (shard, lost) = one.finish();
+        let (shard, lost, more) = one.finish();
         let mut state = Vec::new();
         shard.write_state(&mut state);
         writer.section(shard.id().0, shard.applied(), state.len() as u64);
         writer.push(&state);
         losses.push((shard.id(), lost));
+        if !more.is_empty() {
+            unnamed.push((shard.id(), more));
+        }
     }
-    Ok(Salvaged {
-        quarantined,
+    Salvaged {
+        quarantined: Vec::new(),
         losses,
-        damaged_segments: damaged,
+        unnamed,
+        damaged_segments: Vec::new(),
         lsn: tail.end,
         checkpoint: writer.finish(),
-    })
+    }
 }
 
 /// Shows one thing of the log to the damaged shards.
-fn see(setup: &Setup, shards: &mut [(bool, Salvage)], seen: &Seen<'_>) {
+fn see(setup: &Setup, shards: &mut [(bool, Salvage)], hole_end: &mut u64, seen: &Seen<'_>) {
     match seen {
         Seen::Hole(hole) if hole.records_missing != Some(0) => {
-            let bytes = (hole.to - hole.from).max(MESSAGE_BYTES_MIN);
+            *hole_end = hole.to;
+            let doubt = Doubt::of_bytes(hole.to - hole.from);
             for (_, shard) in shards.iter_mut().filter(|(damaged, _)| *damaged) {
-                shard.hole(bytes / MESSAGE_BYTES_MIN);
+                shard.hole(doubt);
             }
         }
         Seen::Hole(_) => {}
-        Seen::Record(record) | Seen::Broken(record) => see_record(setup, shards, record),
+        Seen::Record(record) | Seen::Broken(record) => {
+            let inside = !vouches(setup, record, *hole_end);
+            see_record(setup, shards, record, inside);
+        }
     }
 }
 
-fn see_record(setup: &Setup, shards: &mut [(bool, Salvage)], record: &Record<'_>) {
+fn see_record(setup: &Setup, shards: &mut [(bool, Salvage)], record: &Record<'_>, inside: bool) {
     let place = |shard: u16| setup.shards.iter().position(|id| id.0 == shard);
     let header = &record.record;
     match header.kind {
         RecordKind::Entry => {
             if let Some((true, shard)) = place(header.shard).map(|place| &mut shards[place]) {
-                shard.entry(&entry_of(record), header.b);
+                shard.entry(&entry_of(record), header.b, inside);
             }
         }
         RecordKind::Reloc => {
@@ -164,7 +180,7 @@ fn see_record(setup: &Setup, shards: &mut [(bool, Salvage)], record: &Record<'_>
         RecordKind::Heads => {
             for (shard, index) in heads(record.payload).into_iter().flatten() {
                 if let Some((true, shard)) = place(shard).map(|place| &mut shards[place]) {
-                    shard.seen(index);
+                    shard.seen(index, inside);
                 }
             }
         }

@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use iris_proto::id::{MessageId, SendEpoch, SendNumber, Seq};
 
-use super::recover::{Found, Recovered, recover, shards_of_log};
-use super::salvage::{Salvaged, salvage};
+use super::recover::{Found, Recovered, judge_checkpoint, recover, shards_of_log};
+use super::salvage::{Certainty, Salvaged, salvage};
 use super::*;
-use crate::log::{harvest, item_at};
+
+mod lost;
+
+use crate::log::{CheckpointHeader, CheckpointWriter, harvest, item_at};
 use crate::placement::{CoreId, UserHash};
 use crate::shard::ReplyTo;
 use crate::shard::command::{Append, Command, decode};
@@ -231,6 +234,9 @@ impl World {
         };
         let slots = shard.users().get(slot).slots();
         slots
+            .flat_map(|(seq, slot)| {
+                (seq.0..seq.0 + slot.entries()).map(move |seq| (Seq(seq), slot))
+            })
             .map(|(seq, slot)| {
                 let body = slot.position().map(|position| {
                     let segment = &self.segments[&SIZE.index_of(position)];
@@ -398,6 +404,40 @@ fn an_unreadable_checkpoint_costs_nothing_but_the_time_to_replay_from_the_one_be
     assert_eq!(world.state(), state);
 }
 
+/// R: D-2. Its CRCs are right: something else wrote it, or for another log.
+#[test]
+fn a_whole_checkpoint_that_says_an_impossible_position_is_refused_and_the_one_before_it_used() {
+    let mut world = world_with_devices();
+    traffic(&mut world, 1, 120);
+    let state = world.state();
+    let newest = *world.checkpoints.keys().next_back().unwrap();
+    for lsn in [newest + 4, (newest | 0x7fff) + 9, 1 << 54, u64::MAX - 7] {
+        let header = CheckpointHeader {
+            identity: setup().identity,
+            incarnation: 3,
+            segment_bytes: SIZE.bytes(),
+            scan_lsn: lsn,
+            prev_crc: 0,
+            sections: u32::from(SHARDS),
+        };
+        let mut writer = CheckpointWriter::new(&header);
+        for id in world.store.shards() {
+            let shard = world.store.shard(*id).unwrap();
+            let mut bytes = Vec::new();
+            shard.write_state(&mut bytes);
+            writer.section(id.0, shard.applied(), bytes.len() as u64);
+            writer.push(&bytes);
+        }
+        let bytes = writer.finish();
+        let reason = judge_checkpoint(&setup(), lsn, &bytes).unwrap_err();
+        assert!(reason.contains("no frame can be"), "{reason}");
+        world.checkpoints.insert(lsn, bytes);
+        let again = World::start(world.segments.clone(), world.checkpoints.clone());
+        assert_eq!(again.state(), state);
+        world.checkpoints.remove(&lsn);
+    }
+}
+
 #[test]
 fn a_checkpoint_that_cannot_be_written_is_tried_again_and_loses_nothing() {
     let mut world = world_with_devices();
@@ -476,7 +516,8 @@ fn one_rotten_message_stops_its_shard_alone_and_salvage_names_exactly_that_entry
     let found = world.salvage();
     let losses: Vec<_> = found.losses.iter().flat_map(|(_, losses)| losses).collect();
     assert_eq!(losses.len(), 1, "{losses:?}");
-    assert!(losses[0].user == victim && losses[0].proven && losses[0].first == losses[0].last);
+    assert!(losses[0].user == victim && losses[0].first == losses[0].last);
+    assert_eq!(losses[0].certainty, Certainty::Proven);
     let lost = losses[0].first.0;
     world.checkpoints.insert(found.lsn, found.checkpoint);
     let world = world.restart();

@@ -43,7 +43,7 @@ fn parse(answer: &str) -> (u16, &str) {
     (status.parse().unwrap(), body)
 }
 
-fn get(data: &Path, path: &str) -> (u16, String) {
+pub fn get(data: &Path, path: &str) -> (u16, String) {
     let request = format!("GET {path} HTTP/1.1\r\nHost: iris\r\n\r\n");
     let answer = exchange(data, request.as_bytes());
     let (status, body) = parse(&answer);
@@ -59,7 +59,7 @@ fn value(metrics: &str, series: &str) -> u64 {
     line.parse().unwrap()
 }
 
-fn sum(metrics: &str, name: &str) -> u64 {
+pub fn sum(metrics: &str, name: &str) -> u64 {
     let samples = metrics.lines().filter(|line| {
         line.strip_prefix(name)
             .is_some_and(|rest| rest.starts_with('{'))

@@ -379,6 +379,31 @@ fn a_session_that_only_sends_gets_no_entries_and_is_no_device() {
     assert_eq!(phone.entry().seq, 1);
 }
 
+/// R: B-4, B-5
+#[test]
+fn a_session_that_only_sends_replaces_an_older_one_of_its_own_epoch_and_no_other() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let sender = |epoch| Hello {
+        device: "sender",
+        epoch,
+        send_only: true,
+        ..Hello::default()
+    };
+    let (mut older, _) = Raw::login_with(&server, "ann", &sender(1));
+    let (mut other, _) = Raw::login_with(&server, "ann", &sender(2));
+    older.send_accepted("ben", 1, b"one");
+    let (mut newer, _) = Raw::login_with(&server, "ann", &sender(1));
+    assert_eq!(older.goodbye(), GoodbyeReason::Replaced);
+    newer.send_accepted("ben", 1, b"one");
+    newer.send_accepted("ben", 2, b"two");
+    other.send_accepted("ben", 1, b"of another epoch");
+    let mut ben = Raw::login(&server, "ben");
+    let bodies: Vec<Vec<u8>> = (0..3).map(|_| ben.entry().body).collect();
+    assert_eq!(bodies, [&b"one"[..], b"two", b"of another epoch"]);
+    assert_eq!(ben.until_pong(), []);
+}
+
 /// R: A-5
 #[test]
 fn bodies_up_to_the_limit_pass_and_one_byte_more_is_refused() {

@@ -89,6 +89,33 @@ fn a_failed_write_or_sync_is_said_in_one_line_and_aborts_and_nothing_is_accepted
     cut_off_under_load(Cut::FlushAll);
 }
 
+/// Whoever logs nothing is told why it ended all the same.
+///
+/// R: D-4
+#[test]
+fn the_reason_is_said_even_where_nothing_is_logged() {
+    let Some(mut disk) = SmallDisk::make(DISK_MIB) else {
+        return;
+    };
+    let mut setup = Setup::small_storage();
+    setup
+        .environment
+        .push(("IRIS_LOG__LEVEL", "off".to_owned()));
+    let server = Server::start_with(&disk.data(), &setup);
+    let mut load = Load::default();
+    let watch = Watch::default();
+    load.run(&server, &watch, &mut Random(seed()), || {
+        watch.until_accepted(10);
+        disk.cut_off(Cut::FlushAll);
+        watch.disk_gone.store(true, Ordering::SeqCst);
+    });
+    let (status, lines) = server.ended();
+    assert_eq!(status.signal(), Some(libc::SIGABRT), "{lines:?}");
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_said_once(&lines);
+    disk.unmount();
+}
+
 /// R: D-4, D-6, B-1, B-2, B-5
 #[test]
 fn a_power_cut_under_load_loses_nothing_accepted_and_invents_nothing() {

@@ -93,6 +93,8 @@ pub struct Server {
     errors: Receiver<String>,
     pub address: SocketAddr,
     pub data: PathBuf,
+    /// Read when it starts: later the disk may be gone.
+    identity: Identity,
 }
 
 impl Server {
@@ -141,6 +143,7 @@ impl Server {
             errors,
             address,
             data: data.to_owned(),
+            identity: Identity::of(data),
         }
     }
 
@@ -222,7 +225,7 @@ impl Server {
     }
 
     pub fn identity(&self) -> Identity {
-        Identity::of(&self.data)
+        self.identity.clone()
     }
 }
 
@@ -246,6 +249,7 @@ fn drain(pipe: impl Read + Send + 'static) -> Receiver<String> {
 }
 
 /// Trust anchor and signing key of a development directory.
+#[derive(Clone)]
 pub struct Identity {
     pub roots: Arc<RootCertStore>,
     pub key: SigningKey,

@@ -13,6 +13,7 @@ mod full_disk;
 mod gate;
 mod harness;
 mod hygiene;
+mod limits;
 mod load;
 mod login;
 mod offline;

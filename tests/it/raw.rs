@@ -101,6 +101,11 @@ impl Raw {
         (client, welcome)
     }
 
+    /// Sends the ClientHello and waits for nothing.
+    pub fn start_handshake(&mut self) {
+        self.stream.conn.write_tls(&mut self.stream.sock).unwrap();
+    }
+
     pub fn hello(&mut self, token: &str, hello: &Hello<'_>) {
         self.try_hello(token, hello).unwrap();
     }

@@ -150,7 +150,8 @@ fn drive(
     }
     let shards = log.store.shards().iter();
     let shards = shards.filter_map(|id| log.store.shard(*id));
-    let kept = shards.flat_map(|shard| shard.users().iter().map(|user| user.pending()));
+    let kept =
+        shards.flat_map(|shard| shard.users().iter().map(|user| user.slots().count() as u64));
     let entries = kept.sum();
     Ok((samples, entries))
 }

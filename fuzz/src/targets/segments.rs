@@ -25,10 +25,9 @@ pub const RECORD_HEADER_BYTES: usize = 40;
 /// Bytes at the front of an input, before the lengths.
 const HEAD_BYTES: usize = 8;
 const SEGMENTS_MAX: usize = 4;
-/// Numbers of the first segment that an input may choose: the first of a log, some, and nearly the last
-/// of all. (The very last one, a file called `ffffffffffe00000.seg`, makes positions overflow, which
-/// matters to nobody: a log takes no messages long before that.)
-const FIRST_INDEXES: [u64; 4] = [0, 1, 1000, (u64::MAX >> 21) - 4];
+/// Numbers of the first segment that an input may choose: the first of a log, some, and one so near the
+/// last of all that the fourth segment is the one that must be refused, `ffffffffffe00000.seg`.
+const FIRST_INDEXES: [u64; 4] = [0, 1, 1000, (u64::MAX >> 21) - 3];
 
 pub fn size() -> SegmentSize {
     SegmentSize::new(SEGMENT_BYTES).expect("a power of two")

@@ -21,7 +21,7 @@ use super::{Event, SendError, SendFailure, Ticket, Violation};
 use crate::id::{MessageId, SendNumber, UserId};
 use crate::limits::{
     BODY_BYTES_MAX, CLIENT_OUTPUT_BYTES_MAX, CLIENT_STREAMS_MAX, CLIENT_UNANSWERED_BYTES_MAX,
-    CLIENT_UNANSWERED_MAX,
+    CLIENT_UNANSWERED_MAX, CLIENT_UNAVAILABLE_MS,
 };
 use crate::reject::{AfterReject, RejectCode};
 use crate::v2;
@@ -53,8 +53,10 @@ struct Stream {
     held_until_ms: u64,
     /// After a setback: one at a time until something is accepted.
     careful: bool,
-    /// The switch has forgotten it; it waits for the new epoch.
+    /// The switch has forgotten it, or what is in doubt was given up; it waits for the new epoch.
     forgotten: bool,
+    /// When the recipient was first `UNAVAILABLE` since something was accepted.
+    unavailable_since_ms: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -157,6 +159,7 @@ impl Outbox {
             held_until_ms: 0,
             careful: false,
             forgotten: false,
+            unavailable_since_ms: None,
         });
         stream
     }
@@ -265,6 +268,7 @@ impl Outbox {
         let stream_state = &mut self.streams[stream];
         stream_state.accepted += 1;
         stream_state.careful = false;
+        stream_state.unavailable_since_ms = None;
         let to = stream_state.to.clone();
         self.make_ready(stream);
         events.push_back(Event::Accepted {
@@ -298,6 +302,9 @@ impl Outbox {
                     self.new_epoch_wanted = true;
                 }
                 self.rewind(stream, 0);
+            }
+            AfterReject::Repeat if self.is_hopeless(now_ms, ticket, code) => {
+                self.give_up_stream(stream, &refusal(code, answer), events);
             }
             AfterReject::Repeat => {
                 self.rewind(
@@ -334,6 +341,38 @@ impl Outbox {
             self.held.insert((held_until_ms, stream));
         }
         self.make_ready(stream);
+    }
+
+    /// Whether the recipient has been unavailable for so long that repeating is no use. With a message in
+    /// doubt the others wait for nothing else when there is to be a new epoch.
+    fn is_hopeless(&mut self, now_ms: u64, ticket: Ticket, code: RejectCode) -> bool {
+        if code != RejectCode::Unavailable {
+            return false;
+        }
+        let message = &self.messages[&ticket];
+        let since = &mut self.streams[message.stream].unavailable_since_ms;
+        let waited_ms = now_ms.saturating_sub(*since.get_or_insert(now_ms));
+        waited_ms >= CLIENT_UNAVAILABLE_MS || self.new_epoch_wanted && message.in_doubt
+    }
+
+    /// Fails all messages of a stream, in order. The number of one in doubt may be stored, so no other
+    /// message may have it: these fail with the epoch.
+    fn give_up_stream(
+        &mut self,
+        stream: usize,
+        reason: &SendFailure,
+        events: &mut VecDeque<Event>,
+    ) {
+        self.rewind(stream, 0);
+        for ticket in self.streams[stream].queue.clone() {
+            if self.messages[&ticket].in_doubt {
+                self.streams[stream].forgotten = true;
+                self.new_epoch_wanted = true;
+                self.ready.remove(&ticket);
+            } else {
+                self.give_up(ticket, reason.clone(), events);
+            }
+        }
     }
 
     fn give_up(&mut self, ticket: Ticket, reason: SendFailure, events: &mut VecDeque<Event>) {

@@ -16,6 +16,8 @@ use crate::wire::{
     encode_pong, encode_server,
 };
 
+mod unavailable;
+
 /// A switch with one client: streams by number, and one inbox for the client.
 #[derive(Default)]
 struct Switch {
@@ -29,6 +31,8 @@ struct Switch {
     pushed: u64,
     /// Answers to be given instead of storing, first come.
     refusals: VecDeque<RejectCode>,
+    /// Whose data is not served.
+    unavailable: BTreeSet<String>,
     cluster: Vec<u8>,
     resumed: Vec<Option<u64>>,
     done: bool,
@@ -99,6 +103,15 @@ impl Switch {
     }
 
     fn store(&mut self, send: &SendRef<'_>, out: &mut Vec<u8>) {
+        if self.unavailable.contains(send.to) {
+            let rejected = v2::Rejected {
+                tag: send.tag,
+                code: RejectCode::Unavailable.into(),
+                retry_after_ms: 5_000,
+                ..Default::default()
+            };
+            return encode_server(out, server_frame::Frame::Rejected(rejected));
+        }
         let last = self
             .streams
             .entry((self.epoch, send.to.to_string()))

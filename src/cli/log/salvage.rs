@@ -7,7 +7,9 @@ use clap::Args;
 
 use super::super::{Failure, output};
 use super::{WhichArgs, refused};
-use crate::runtime::offline::salvage::{Listing, LogListing, Lost, SalvageError, list, set_aside};
+use crate::runtime::offline::salvage::{
+    Certain, Listing, LogListing, Lost, SalvageError, Unnamed, list, set_aside,
+};
 use crate::runtime::storage::Access;
 
 #[derive(Debug, Args)]
@@ -25,8 +27,10 @@ Examples:
   iris log salvage --data /var/lib/iris --set-aside      asks for the phrase, on a terminal
   iris log salvage --data /var/lib/iris --set-aside --confirm 'set aside 3 entries of 1 users'
 
-Proven: the entry existed and cannot be read. Possible: it may have existed, nobody can know; its number \
-is skipped, because a number must never be given out twice.
+Proven: the entry existed and cannot be read. Expired or lost: it existed, and it may have left by \
+retention before; what would say so may be lost too. Possible: it may have existed, nobody can know; its \
+number is skipped, because a number must never be given out twice. \"At most\" is what fits into the bytes \
+that are lost, mostly far more than there was.
 
 Exit codes:
   0  nothing is damaged, or it was set aside
@@ -159,6 +163,37 @@ fn log_text(log: &LogListing, text: &mut String) {
     for lost in &log.losses {
         let _ = writeln!(text, "  {}", loss(lost));
     }
+    for unnamed in &log.unnamed {
+        unnamed_text(unnamed, text);
+    }
+}
+
+fn unnamed_text(unnamed: &Unnamed, text: &mut String) {
+    let shard = unnamed.shard;
+    for lost in &unnamed.devices {
+        let _ = writeln!(
+            text,
+            "  proven: the registration of device {} of {} (shard {shard}); it is known again, from what \
+             it acknowledged later",
+            lost.device, lost.user
+        );
+    }
+    if unnamed.registrations > 0 {
+        let _ = writeln!(
+            text,
+            "  possible: at most {} registrations of devices (shard {shard}); these register again when \
+             they log in",
+            unnamed.registrations
+        );
+    }
+    if unnamed.entries > 0 {
+        let _ = writeln!(
+            text,
+            "  possible: at most {} entries of each user that nothing names any more (shard {shard}); \
+             inboxes that are new begin behind so many",
+            unnamed.entries
+        );
+    }
 }
 
 fn loss(lost: &Lost) -> String {
@@ -166,9 +201,10 @@ fn loss(lost: &Lost) -> String {
         true => format!("entry {}", lost.first),
         false => format!("entries {} to {}", lost.first, lost.last),
     };
-    let certainty = match lost.proven {
-        true => "proven",
-        false => "possible",
+    let certainty = match lost.certainty {
+        Certain::Proven => "proven",
+        Certain::ExpiredOrLost => "expired or lost",
+        Certain::Possible => "possible",
     };
     format!(
         "{certainty}: {entries} of {} (shard {})",
@@ -193,31 +229,38 @@ mod tests {
                 shards_damaged: Vec::new(),
                 segments_damaged: vec!["log-01/0000000000000000.seg".to_owned()],
                 losses: lost,
+                unnamed: Vec::new(),
             }],
         }
     }
 
-    fn lost(user: &str, first: u64, last: u64, proven: bool) -> Lost {
+    fn lost(user: &str, first: u64, last: u64, certainty: Certain) -> Lost {
         Lost {
             shard: 9,
             user: user.to_owned(),
             first,
             last,
-            proven,
+            proven: certainty == Certain::Proven,
+            certainty,
         }
     }
 
     #[test]
     fn every_loss_is_a_line_and_the_command_to_go_on_comes_last() {
-        let losses = vec![lost("ben", 3, 3, true), lost("eve", 7, 9, false)];
-        let phrase = "set aside 4 entries of 2 users";
+        let losses = vec![
+            lost("ben", 3, 3, Certain::Proven),
+            lost("eve", 7, 9, Certain::Possible),
+            lost("joe", 1, 2, Certain::ExpiredOrLost),
+        ];
+        let phrase = "set aside 6 entries of 3 users";
         let text = text(&listing(losses, Some(phrase)), "'my data'");
         for wanted in [
-            "iris-data: 4 entries of 2 users are lost\n\nlog 1\n",
+            "iris-data: 6 entries of 3 users are lost\n\nlog 1\n",
             "  log-01/0000000000000000.seg is damaged\n",
             "  proven: entry 3 of ben (shard 9)\n",
             "  possible: entries 7 to 9 of eve (shard 9)\n",
-            "--data 'my data' --set-aside --confirm 'set aside 4 entries of 2 users'\n",
+            "--data 'my data' --set-aside --confirm 'set aside 6 entries of 3 users'\n",
+            "  expired or lost: entries 1 to 2 of joe (shard 9)\n",
         ] {
             assert!(text.contains(wanted), "{wanted} is not in\n{text}");
         }
@@ -227,7 +270,10 @@ mod tests {
     fn without_a_loss_or_with_one_log_no_command_is_offered() {
         let nothing = text(&listing(vec![], None), "d");
         assert!(nothing.contains("nothing to set aside"), "{nothing}");
-        let one_log = text(&listing(vec![lost("ben", 3, 3, true)], None), "d");
+        let one_log = text(
+            &listing(vec![lost("ben", 3, 3, Certain::Proven)], None),
+            "d",
+        );
         assert!(one_log.contains("without --log"), "{one_log}");
         assert!(!(nothing + &one_log).contains("--confirm"));
     }

@@ -1,7 +1,7 @@
 //! The rule, case by case; `crash_trials` has it by the thousand.
 
 use super::super::crash_trials::{
-    Dice, Placed, SIZE, World, live, numbered, origin, run_scan, scan_from,
+    Dice, Placed, SIZE, Scanned, World, cut, live, numbered, origin, run_scan, scan_from,
 };
 use super::super::limits::RECORD_HEADER_BYTES;
 use super::super::{FrameBuilder, Placement};
@@ -182,6 +182,90 @@ fn a_segment_without_its_header_is_read_by_the_salt_of_its_frames() {
             scanned.entries, world.written,
             "records stand for themselves"
         );
+    }
+}
+
+/// A log of two segments and more of which the second has lost its header and all but the header of
+/// its second frame, whose body a crash tore; where that frame is.
+fn headless(seed: u64, lost: usize) -> (World, Vec<Vec<u8>>, Placed) {
+    let mut dice = Dice(seed);
+    let mut world = World::new(&mut dice);
+    let mut here = Vec::new();
+    while here.len() < 2 {
+        assert!(world.append(&mut dice, FrameKind::Data));
+        world.sync();
+        let frames = world.placed.iter().filter(|placed| placed.kind.is_some());
+        here = frames.copied().collect();
+        here.retain(|placed: &Placed| SIZE.index_of(placed.lsn) == 1);
+    }
+    let last = here[1];
+    let mut disk = world.disk.clone();
+    disk[1][..SEGMENT_HEADER_BYTES + lost].fill(0xee);
+    disk[1][SIZE.offset_of(last.lsn) + 60] ^= 1;
+    (world, disk, last)
+}
+
+/// What a start does behind a scan, and what the superblock knows then.
+fn mended(disk: &[Vec<u8>], scanned: &Scanned) -> (Origin, Vec<Vec<u8>>) {
+    let known = Origin {
+        durable: scanned.tail.end,
+        ..origin()
+    };
+    let mut disk = disk.to_vec();
+    cut(&mut disk, &scanned.tail);
+    (known, disk)
+}
+
+/// R: D-2. A lone frame header behind a damaged segment header, of which nothing else is whole, still
+/// proves what was before it, and the scan goes on there instead of anywhere before.
+#[test]
+fn where_only_the_header_of_a_frame_is_left_of_a_segment_the_scan_still_goes_forward() {
+    for seed in 30..40 {
+        let (_, mut disk, last) = headless(seed, FRAME_HEADER_BYTES);
+        disk[1][SEGMENT_HEADER_BYTES + 60] ^= 1;
+        let end = SIZE.bytes() as usize;
+        disk[1][SIZE.offset_of(last.lsn) + last.len..end].fill(0);
+        disk[0][SIZE.bytes() as usize - 700..].fill(0);
+        let scanned = run_scan(&disk).unwrap();
+        assert!(
+            scanned.holes.iter().all(|hole| hole.to >= hole.from),
+            "{seed}"
+        );
+        assert_eq!(scanned.tail.end, last.lsn, "{seed}");
+    }
+}
+
+/// R: D-2, D-6. What is cut may be all that told the salt of the segment.
+#[test]
+fn a_start_that_is_interrupted_anywhere_in_its_cut_is_followed_by_one_that_finds_the_same() {
+    for seed in 40..60 {
+        for lost in [0, FRAME_HEADER_BYTES] {
+            let (_, disk, _) = headless(seed, lost);
+            let first = run_scan(&disk).unwrap();
+            let (known, whole) = mended(&disk, &first);
+            let mut dice = Dice(seed);
+            for tried in 0..20 {
+                // What was written before the crash came: all of it, or some sectors of it.
+                let mut interrupted = disk.clone();
+                for (segment, bytes) in interrupted.iter_mut().enumerate() {
+                    for at in (0..bytes.len()).step_by(512) {
+                        if tried == 0 || dice.chance(50) {
+                            let range = at..at + 512;
+                            bytes[range.clone()].copy_from_slice(&whole[segment][range]);
+                        }
+                    }
+                }
+                // The header is synced before anything is cut.
+                if first.tail.lost_header.is_some() {
+                    interrupted[1][..SEGMENT_HEADER_BYTES]
+                        .copy_from_slice(&whole[1][..SEGMENT_HEADER_BYTES]);
+                }
+                let again = scan_from(&known, &numbered(&interrupted)).unwrap();
+                assert_eq!(again.tail.end, first.tail.end, "{seed} {lost} {tried}");
+                assert_eq!(again.tail.salt, first.tail.salt, "{seed} {lost} {tried}");
+                assert_eq!(again.entries, first.entries, "{seed} {lost} {tried}");
+            }
+        }
     }
 }
 
@@ -397,6 +481,21 @@ fn a_segment_of_another_node_is_refused_and_not_taken_for_a_torn_one() {
         matches!(found, Err(ScanError::Foreign { at: 0, .. })),
         "{found:?}"
     );
+}
+
+#[test]
+fn a_segment_behind_the_last_position_of_all_is_refused_and_the_one_before_it_is_read() {
+    let last = SIZE.index_of(u64::MAX);
+    let from = Origin {
+        lsn: SIZE.first_lsn(last - 1),
+        ..origin()
+    };
+    let segments = [(last - 1, &[1_u8; 100][..]), (last, &[1; 100][..])];
+    let tail = scan_from(&from, &segments[..1]).map(|scanned| scanned.tail.end);
+    assert_eq!(tail, Ok(from.lsn));
+    let at = SIZE.first_lsn(last);
+    let found = scan_from(&from, &segments).map(|scanned| scanned.tail.end);
+    assert_eq!(found, Err(ScanError::Beyond { at }));
 }
 
 #[test]

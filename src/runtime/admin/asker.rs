@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// How it is.
-    Report(CoreReport),
+    Report(Box<CoreReport>),
     /// Nothing within [`ANSWER_MAX`].
     Silent,
     /// It has ended.
@@ -76,7 +76,7 @@ impl Line {
 
     fn look(&mut self) -> Option<Answer> {
         let answer = match self.reply.as_ref()?.try_recv() {
-            Ok(report) => Answer::Report(report),
+            Ok(report) => Answer::Report(Box::new(report)),
             Err(TryRecvError::Empty) => return None,
             Err(TryRecvError::Disconnected) => Answer::Ended,
         };

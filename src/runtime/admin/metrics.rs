@@ -61,6 +61,20 @@ const OF_CORES: &[Metric<CoreReport>] = &[
         |core| Some(core.connections)),
     gauge("iris_sessions", "Devices that are logged in.",
         |core| Some(core.sessions)),
+    gauge("iris_strangers", "Connections that have not logged in.",
+        |core| Some(core.strangers)),
+    gauge("iris_core_shed", "What the core sheds: 0 nothing, 1 signals, 2 and fresh receipts, 3 and new connections, 4 and new sends.",
+        |core| Some(core.shed)),
+    counter("iris_connections_accepted_total", "Connections that were accepted.",
+        |core| Some(core.totals.accepted)),
+    counter("iris_logins_total", "Sessions that began.",
+        |core| Some(core.totals.logins)),
+    counter("iris_handshakes_failed_total", "Handshakes that broke the rules of TLS.",
+        |core| Some(core.totals.failed_handshakes)),
+    counter("iris_handshakes_deferred_total", "Handshakes that waited for a later turn of the core.",
+        |core| Some(core.totals.deferred_handshakes)),
+    counter("iris_sessions_throttled_total", "Times that a session was not read for a while because it talked too much.",
+        |core| Some(core.totals.throttled)),
     counter("iris_core_turns_total", "Turns of the core's loop.",
         |core| Some(core.totals.turns)),
     counter("iris_core_sleeps_total", "Times that the core slept for want of work.",
@@ -75,6 +89,55 @@ const OF_CORES: &[Metric<CoreReport>] = &[
         |core| Some(core.totals.commits)),
     counter("iris_committed_batches_total", "Batches of shards that those syncs made durable.",
         |core| Some(core.totals.committed)),
+];
+
+/// One reason of several for which something is counted, and how often.
+type Reason = (&'static str, fn(&CoreReport) -> u64);
+
+/// A counter of a core with the label `reason`.
+struct Reasons {
+    name: &'static str,
+    help: &'static str,
+    of: &'static [Reason],
+}
+
+#[rustfmt::skip] // one reason, one line
+const OF_CORES_BY_REASON: &[Reasons] = &[
+    Reasons {
+        name: "iris_connections_refused_total",
+        help: "Connections that were closed before a handshake or sent away, by reason.",
+        of: &[
+            ("address", |core| core.totals.refused_address),
+            ("draining", |core| core.totals.refused_draining),
+            ("full", |core| core.totals.refused_full),
+            ("handshakes", |core| core.totals.refused_handshakes),
+            ("overload", |core| core.totals.shed_connections),
+        ],
+    },
+    Reasons {
+        name: "iris_logins_refused_total",
+        help: "Logins that were refused: a bad token, or not tried after too many.",
+        of: &[
+            ("rate", |core| core.totals.refused_logins),
+            ("token", |core| core.totals.failed_logins),
+        ],
+    },
+    Reasons {
+        name: "iris_sends_refused_total",
+        help: "Messages that were refused before their shard saw them, by reason.",
+        of: &[
+            ("overload", |core| core.totals.shed_sends),
+            ("rate", |core| core.totals.limited_sends),
+        ],
+    },
+    Reasons {
+        name: "iris_connections_cut_total",
+        help: "Connections that were ended because the client was too slow: it did not read, or did not finish a frame.",
+        of: &[
+            ("frame", |core| core.totals.frame_timeouts),
+            ("read", |core| core.totals.write_timeouts),
+        ],
+    },
 ];
 
 #[rustfmt::skip] // one metric, two lines
@@ -141,6 +204,18 @@ pub(super) fn render(facts: &Facts, answers: &[Answer]) -> String {
             (metric.read)(core).map(|value| ([("core", core.core.to_string())], value))
         });
         text.family(metric.name, metric.kind, metric.help, samples);
+    }
+    for metric in OF_CORES_BY_REASON {
+        let samples = reports(answers).flat_map(|core| {
+            metric.of.iter().map(move |(reason, read)| {
+                let labels = [
+                    ("core", core.core.to_string()),
+                    ("reason", (*reason).to_owned()),
+                ];
+                (labels, read(core))
+            })
+        });
+        text.family(metric.name, Kind::Counter, metric.help, samples);
     }
     let mut logs: Vec<&LogReport> = reports(answers).flat_map(|core| &core.logs).collect();
     logs.sort_by_key(|log| log.log);

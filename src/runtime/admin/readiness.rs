@@ -63,7 +63,7 @@ impl Status {
 /// What the cores that answered said.
 pub(super) fn reports(answers: &[Answer]) -> impl Iterator<Item = &CoreReport> {
     answers.iter().filter_map(|answer| match answer {
-        Answer::Report(report) => Some(report),
+        Answer::Report(report) => Some(&**report),
         Answer::Silent | Answer::Ended => None,
     })
 }
@@ -141,13 +141,13 @@ pub(super) mod tests {
     use super::*;
 
     /// A core with two logs that have nothing to complain of.
-    pub fn healthy(core: u16) -> CoreReport {
-        CoreReport {
+    pub fn healthy(core: u16) -> Box<CoreReport> {
+        Box::new(CoreReport {
             core,
             connections: 5,
             logs: vec![LogReport::new(core), LogReport::new(core + 2)],
             ..CoreReport::default()
-        }
+        })
     }
 
     fn one_log(change: impl FnOnce(&mut LogReport)) -> Vec<Answer> {
@@ -175,9 +175,9 @@ pub(super) mod tests {
     fn draining_is_said_once_and_is_no_illness() {
         let draining = CoreReport {
             draining: true,
-            ..healthy(0)
+            ..*healthy(0)
         };
-        let answers = [Answer::Report(draining.clone()), Answer::Report(draining)];
+        let answers = [draining.clone(), draining].map(|report| Answer::Report(Box::new(report)));
         let reasons = not_ready(&answers);
         assert_eq!(reasons.len(), 1);
         assert!(reasons[0].starts_with("draining"), "{reasons:?}");

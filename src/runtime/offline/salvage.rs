@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   list ─▶ which entries, of whom ─▶ a person gives the phrase that names how many
-//!        ─▶ lock ─▶ list again: still the same? ─▶ damaged segments and the checkpoints kept in salvaged-N
+//!        ─▶ lock ─▶ sync what lies there ─▶ list again: still the same? ─▶ damaged segments and the checkpoints kept in salvaged-N
 //!        ─▶ superblock: durable up to the end ─▶ the new checkpoint: the next start begins behind the damage
 //! ```
 //! Nothing is deleted. A crash in between leaves the directory as damaged as it was.
@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::log::SegmentSize;
 use crate::shard::ShardConfig;
-use crate::store::salvage::{Salvaged, salvage};
+use crate::store::salvage::{Certainty, Salvaged, salvage};
 
 use super::super::storage::{
     Access, DataDir, DataView, Format, LogError, Mapped, SuperBlock, Upkeep,
@@ -90,6 +90,30 @@ pub struct LogListing {
     pub segments_damaged: Vec<String>,
     /// Entries that do not exist any more.
     pub losses: Vec<Lost>,
+    /// What else may be missing, of shards that may miss anything.
+    pub unnamed: Vec<Unnamed>,
+}
+
+/// What may be missing of a shard beside entries of inboxes that are known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Unnamed {
+    /// The shard.
+    pub shard: u16,
+    /// Entries that each inbox may have held of which nothing is left, not even the name; at most.
+    pub entries: u64,
+    /// Registrations of devices that may be lost beside those of `devices`; at most.
+    pub registrations: u64,
+    /// Registrations that are lost for certain: the device acknowledged later. It is known again.
+    pub devices: Vec<LostDevice>,
+}
+
+/// A device whose registration is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LostDevice {
+    /// Whose device.
+    pub user: String,
+    /// Its name.
+    pub device: String,
 }
 
 /// Entries of one inbox that are lost.
@@ -103,8 +127,32 @@ pub struct Lost {
     pub first: u64,
     /// The last.
     pub last: u64,
-    /// Whether they surely existed; if not, they may have, and their numbers are skipped.
+    /// Whether they surely existed, were kept, and are lost.
     pub proven: bool,
+    /// What is known of them.
+    pub certainty: Certain,
+}
+
+/// What is known of entries that are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Certain {
+    /// They existed, were kept, and are lost.
+    Proven,
+    /// They existed; what would say that they had left by retention may be lost too.
+    ExpiredOrLost,
+    /// They may have existed; their numbers are skipped.
+    Possible,
+}
+
+impl From<Certainty> for Certain {
+    fn from(certainty: Certainty) -> Self {
+        match certainty {
+            Certainty::Proven => Self::Proven,
+            Certainty::ExpiredOrLost => Self::ExpiredOrLost,
+            Certainty::Possible => Self::Possible,
+        }
+    }
 }
 
 /// What was set aside, and where to.
@@ -137,6 +185,7 @@ pub fn list(view: &DataView, only: Option<u32>) -> Result<Listing, OfflineError>
 type Found = Result<Salvaged, String>;
 
 fn judge(data: &Path, super_block: &SuperBlock, log: u32) -> Result<Found, LogError> {
+    // What was accepted is judged, and nothing new is: no limit and no retention plays a part.
     let setup = super_block.setup(log, ShardConfig::default(), Upkeep::default());
     let mapped = Mapped::open(data, log, setup.size, false)?;
     let durable = super_block.durable_lsn[log as usize];
@@ -180,6 +229,7 @@ fn log_listing(log: u32, size: SegmentSize, found: &Found) -> LogListing {
         shards_damaged: Vec::new(),
         segments_damaged: Vec::new(),
         losses: Vec::new(),
+        unnamed: Vec::new(),
     };
     let Ok(salvaged) = found else {
         return listing;
@@ -198,9 +248,24 @@ fn log_listing(log: u32, size: SegmentSize, found: &Found) -> LogListing {
             user: loss.user.clone(),
             first: loss.first.0,
             last: loss.last.0,
-            proven: loss.proven,
+            proven: loss.certainty == Certainty::Proven,
+            certainty: loss.certainty.into(),
         }));
     }
+    let unnamed = salvaged.unnamed.iter().map(|(shard, unnamed)| Unnamed {
+        shard: shard.0,
+        entries: unnamed.entries,
+        registrations: unnamed.registrations,
+        devices: unnamed
+            .devices
+            .iter()
+            .map(|one| LostDevice {
+                user: one.user.clone(),
+                device: one.device.clone(),
+            })
+            .collect(),
+    });
+    listing.unnamed.extend(unnamed);
     listing
 }
 
@@ -229,6 +294,8 @@ pub fn set_aside(data: &Path, confirm: &str) -> Result<Option<SetAside>, Salvage
     let super_block = held.super_block();
     let mut found = Vec::new();
     for log in 0..super_block.logs {
+        // What was read may be in the page cache only, and the new checkpoint rests on it.
+        sync_all(data, log)?;
         found.push((log, judge(data, super_block, log)?));
     }
     let listing = listing(data, super_block.segment_size, &found);
@@ -246,6 +313,19 @@ pub fn set_aside(data: &Path, confirm: &str) -> Result<Option<SetAside>, Salvage
         write_checkpoint(&data.join(format!("ckpt-{log:02}")), salvaged)?;
     }
     Ok(Some(SetAside { listing, directory }))
+}
+
+/// Makes the files of a log and their names durable as they are.
+fn sync_all(data: &Path, log: u32) -> Result<(), ManifestError> {
+    for directory in ["log", "ckpt"].map(|kind| data.join(format!("{kind}-{log:02}"))) {
+        for entry in fs::read_dir(&directory).map_err(failed("list", &directory))? {
+            let path = entry.map_err(failed("list", &directory))?.path();
+            let synced = File::open(&path).and_then(|file| file.sync_all());
+            synced.map_err(failed("sync", &path))?;
+        }
+        sync_directory(&directory).map_err(failed("sync", &directory))?;
+    }
+    Ok(())
 }
 
 fn unusable(listing: &Listing) -> Option<SalvageError> {

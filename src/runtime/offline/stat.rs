@@ -243,7 +243,7 @@ fn count_recovered(recovered: &Recovered, stat: &mut LogStat, largest: &mut Vec<
             stat.devices += inbox.devices;
             stat.pending += inbox.pending;
             let gaps = user.slots().filter(|(_, slot)| slot.position().is_none());
-            stat.gaps += gaps.count() as u64;
+            stat.gaps += gaps.map(|(_, slot)| slot.entries()).sum::<u64>();
             largest.push(inbox);
         }
         largest_first(largest);

@@ -41,6 +41,7 @@ impl Core {
             Refusal::InboxFull => (RejectCode::InboxFull, SendNumber(0), 0),
             Refusal::DiskFull => (RejectCode::DiskFull, SendNumber(0), DISK_RETRY_MS),
             Refusal::Unavailable => (RejectCode::Unavailable, SendNumber(0), UNAVAILABLE_RETRY_MS),
+            Refusal::Overloaded => (RejectCode::Overloaded, SendNumber(0), self.shed_retry_ms()),
             Refusal::TooManyDevices => {
                 return self.say_goodbye(socket_of(&reply), GoodbyeReason::TooManyDevices, 0);
             }
@@ -221,6 +222,7 @@ impl Core {
     pub(super) fn begin_closing(&mut self, connection: &mut Connection) {
         self.forget_session(connection);
         connection.state = State::Closing;
+        connection.incomplete_since = None;
         connection.backlog = Vec::new();
         if std::mem::take(&mut connection.stalled) {
             self.sockets.resume(connection.id); // to see the peer's end
@@ -233,6 +235,7 @@ impl Core {
     /// Lets a connection go at once.
     pub(super) fn drop_connection(&mut self, id: SocketId) {
         if let Some(mut connection) = self.connections.take(id) {
+            self.no_stranger(&mut connection);
             self.forget_session(&mut connection);
             self.sockets.close(id);
         }

@@ -9,6 +9,7 @@
 //! A connection owns no buffer while it is idle: what cannot be processed or sent at once is kept in
 //! `backlog` and `out`, which go back to nothing when they are empty.
 
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
@@ -16,7 +17,9 @@ use iris_proto::frame::Decoder;
 use iris_proto::id::Seq;
 use iris_proto::limits::HELLO_FRAME_BYTES_MAX;
 
+use crate::limit::Bucket;
 use crate::placement::{CoreId, ShardId};
+use crate::runtime::admission::Guest;
 use crate::runtime::stream::SocketId;
 use crate::runtime::tls::Tls;
 use crate::session::{Identity, Session};
@@ -51,6 +54,10 @@ pub struct Live {
     pub alarm_s: u64,
     /// The next Reauth is taken from then on.
     pub reauth_from: Instant,
+    /// What is left of its rate of frames that ask nothing of the log.
+    pub talk: Bucket,
+    /// It has talked too much and is not read until the next tick.
+    pub rests: bool,
 }
 
 impl Live {
@@ -71,6 +78,8 @@ impl Live {
             gathering: false,
             alarm_s: 0,
             reauth_from: at,
+            talk: Bucket::default(),
+            rests: false,
         }
     }
 }
@@ -111,23 +120,48 @@ pub struct Connection {
     pub populating: Option<(ShardId, u64)>,
     /// `finish` was called: nothing more can be sent.
     pub finished: bool,
+    /// Since when the send under way is under way.
+    pub sending_since: Option<Instant>,
+    /// Since when the rest of a frame or of a TLS record is waited for.
+    pub incomplete_since: Option<Instant>,
+    /// It counts as a stranger: its Hello was not taken.
+    pub is_stranger: bool,
+    /// In the core's list of handshakes that wait; `backlog` holds what is to be opened.
+    pub shaking: bool,
+    /// Where it comes from. `None`: from no IP address.
+    pub address: Option<IpAddr>,
+    /// Its place among those of its address.
+    pub guest: Option<Guest>,
 }
 
 impl Connection {
     /// A connection that has just been accepted.
-    pub fn greeting(id: SocketId, tls: Tls) -> Self {
-        Self::new(
-            id,
-            tls,
-            Decoder::new(HELLO_FRAME_BYTES_MAX),
-            State::Greeting,
-            Vec::new(),
-        )
+    pub fn greeting(id: SocketId, tls: Tls, address: Option<IpAddr>, guest: Option<Guest>) -> Self {
+        let decoder = Decoder::new(HELLO_FRAME_BYTES_MAX);
+        Self {
+            is_stranger: true,
+            address,
+            guest,
+            ..Self::new(id, tls, decoder, State::Greeting, Vec::new())
+        }
     }
 
     /// A connection that came from another core, about to [`State::Entering`].
-    pub fn entering(id: SocketId, tls: Tls, decoder: Decoder, backlog: Vec<u8>) -> Self {
-        Self::new(id, tls, decoder, State::Greeting, backlog)
+    pub fn entering(id: SocketId, luggage: Luggage) -> (Self, Box<Login>) {
+        let Luggage {
+            tls,
+            decoder,
+            login,
+            backlog,
+            address,
+            guest,
+        } = luggage;
+        let connection = Self {
+            address,
+            guest,
+            ..Self::new(id, tls, decoder, State::Greeting, backlog)
+        };
+        (connection, login)
     }
 
     fn new(id: SocketId, tls: Tls, decoder: Decoder, state: State, backlog: Vec<u8>) -> Self {
@@ -144,6 +178,12 @@ impl Connection {
             retrying: false,
             populating: None,
             finished: false,
+            sending_since: None,
+            incomplete_since: None,
+            is_stranger: false,
+            shaking: false,
+            address: None,
+            guest: None,
         }
     }
 
@@ -159,7 +199,9 @@ impl Connection {
     pub fn may_process(&self) -> bool {
         match &self.state {
             State::Greeting => true,
-            State::Live(live) => live.session.may_send() && self.out.len() < OUT_BYTES_MAX,
+            State::Live(live) => {
+                live.session.may_send() && self.out.len() < OUT_BYTES_MAX && !live.rests
+            }
             State::Leaving(..) | State::Entering(_) | State::Closing => false,
         }
     }
@@ -169,6 +211,12 @@ impl Connection {
 pub struct Handoff {
     /// The connection itself.
     pub socket: OwnedFd,
+    /// What goes with it.
+    pub luggage: Luggage,
+}
+
+/// What a connection takes along to another core.
+pub struct Luggage {
     /// Its keys.
     pub tls: Tls,
     /// A frame cut in the middle may be inside.
@@ -177,6 +225,10 @@ pub struct Handoff {
     pub login: Box<Login>,
     /// Plaintext that came after the Hello.
     pub backlog: Vec<u8>,
+    /// Where it comes from.
+    pub address: Option<IpAddr>,
+    /// Its place among those of its address.
+    pub guest: Option<Guest>,
 }
 
 /// The connections of one core, by the slot of their socket.
@@ -226,6 +278,11 @@ impl Connections {
     /// Takes out whoever has this place.
     pub fn take_at(&mut self, place: usize) -> Option<Box<Connection>> {
         self.slots.get_mut(place)?.take()
+    }
+
+    /// Who is at a place.
+    pub fn at(&self, place: usize) -> Option<&Connection> {
+        self.slots.get(place)?.as_deref()
     }
 
     /// The ids of all connections.

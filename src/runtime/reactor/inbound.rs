@@ -1,56 +1,36 @@
-//! From received bytes to what they ask for: TLS, frames, login, and the frames of a session.
+//! From received bytes to what they ask for: TLS, frames, and the frames of a session.
 //!
 //! Every frame passes one gate, [`Core::gate_is_open`]. Closed, the connection *stalls*: what came
 //! already is kept, and its socket is not read until the gate opens again. So the whole back-pressure
 //! of the switch, from a full ring, a busy disk, a client that reads no answers, or one that asks too
 //! much at once, ends in the same place: bytes that stay with whoever sends them.
 
-use std::os::fd::OwnedFd;
-
 use iris_proto::frame::{Decoder, FrameError};
 use iris_proto::id::{MessageId, SendNumber, Seq, check_user};
 use iris_proto::limits::{BODY_BYTES_MAX, FRAME_BYTES_MAX};
 use iris_proto::v2::{self, GoodbyeReason, RejectCode};
-use iris_proto::wire::{self, ClientFrameRef, DecodeError, HelloRef, SendRef};
+use iris_proto::wire::{self, ClientFrameRef, DecodeError, SendRef};
 
-use super::Core;
-use super::answers::{DISK_RETRY_MS, UNAVAILABLE_RETRY_MS};
-use super::connection::{Connection, Handoff, Live, Login, State};
-use crate::placement::ShardId;
+use super::connection::{Connection, Live, State};
+use super::{Core, jitter_ms};
+use crate::limit::Shed;
+use crate::placement::UserHash;
 use crate::runtime::mesh::Message;
 use crate::runtime::stream::{BufferId, Ended, SocketId};
-use crate::runtime::tls::Tls;
-use crate::session::login::{check_version, identify, welcome};
-use crate::session::{FetchRefusal, Identity, Session};
+use crate::runtime::tls::{Opened, TlsError};
+use crate::session::FetchRefusal;
 use crate::shard::command::Append;
-use crate::shard::user::Device;
 use crate::shard::{Effect, Input, Refusal, ReplyTo};
 
 /// After how many milliseconds a refused Fetch may be repeated. A guess: a page takes less.
 const FETCH_RETRY_MS: u64 = 100;
+/// After how many milliseconds at least a send may be repeated that was shed; up to twice that by jitter.
+const SHED_RETRY_MS: u64 = 1_000;
 
-/// Why a connection is told Goodbye while its frames are processed.
-type Leave = GoodbyeReason;
+/// Why a connection is told Goodbye while its frames are processed, and when to come back.
+type Leave = (GoodbyeReason, u64);
 
 impl Core {
-    pub(super) fn accepted(&mut self, socket: OwnedFd) {
-        if self.draining.is_some() || self.sockets.count() >= self.policy.connections_per_core_max {
-            return; // dropped, and so closed: before TLS nothing can be said
-        }
-        let tls = match Tls::server(self.policy.tls.clone()) {
-            Ok(tls) => tls,
-            Err(error) => {
-                tracing::error!(core = self.id.0, %error, "no TLS session could be made");
-                return;
-            }
-        };
-        let id = self.sockets.adopt(socket);
-        self.connections
-            .insert(Box::new(Connection::greeting(id, tls)));
-        self.greeting
-            .push_back((self.now.monotonic + self.policy.hello_timeout, id));
-    }
-
     pub(super) fn received(&mut self, id: SocketId, buffer: BufferId) {
         let Some(mut connection) = self.connections.take(id) else {
             self.sockets.release(buffer);
@@ -61,17 +41,43 @@ impl Core {
             self.connections.put_back(connection);
             return;
         }
+        let is_handshaking = connection.tls.is_handshaking();
+        if is_handshaking && (connection.shaking || self.handshakes_left == 0) {
+            let data = self.sockets.data(&buffer).to_vec();
+            self.sockets.release(buffer);
+            let has_room = self.wait_for_handshake(&mut connection, &data);
+            self.connections.put_back(connection);
+            if !has_room {
+                self.drop_connection(id);
+            }
+            return;
+        }
         let mut plain = std::mem::take(&mut self.plain);
         plain.clear();
         let data = self.sockets.data(&buffer);
         let opened = connection.tls.open(data, &mut plain, &mut connection.wire);
         self.sockets.release(buffer);
+        self.opened(connection, opened, plain);
+    }
+
+    /// Goes on with what TLS made of received bytes.
+    pub(super) fn opened(
+        &mut self,
+        mut connection: Box<Connection>,
+        opened: Result<Opened, TlsError>,
+        plain: Vec<u8>,
+    ) {
+        let id = connection.id;
         if !connection.wire.is_empty() {
             self.mark_dirty(&mut connection);
+        }
+        if connection.is_stranger && !connection.wire.is_empty() {
+            self.handshakes_left = self.handshakes_left.saturating_sub(1);
         }
         match opened {
             Ok(opened) => {
                 self.process(&mut connection, &plain);
+                self.note_progress(&mut connection);
                 self.plain = plain;
                 self.connections.put_back(connection);
                 if opened.closed {
@@ -80,6 +86,7 @@ impl Core {
             }
             Err(error) => {
                 tracing::debug!(core = self.id.0, %error, "a connection broke the rules of TLS");
+                self.totals.failed_handshakes += u64::from(connection.is_stranger);
                 self.plain = plain;
                 connection.out = Vec::new(); // nothing can be sealed any more
                 self.begin_closing(&mut connection); // the alert in `wire` still goes out
@@ -106,7 +113,9 @@ impl Core {
 
     /// Whether the next frame of a connection may be processed.
     fn gate_is_open(&self, connection: &Connection) -> bool {
-        connection.may_process() && !self.is_congested() && self.draining.is_none()
+        // Who sheds sends reads them, to say so.
+        let can_answer = !self.is_congested() || self.ladder.shed() >= Shed::Sends;
+        connection.may_process() && can_answer && self.draining.is_none()
     }
 
     /// Processes frames while the gate is open; what is left of the input.
@@ -118,12 +127,13 @@ impl Core {
             let outcome = match decoder.next(&mut input) {
                 Ok(None) => break,
                 Ok(Some(frame)) => self.frame(connection, frame),
-                Err(FrameError::TooLarge { .. }) => Err(GoodbyeReason::FrameTooLarge),
+                Err(FrameError::TooLarge { .. }) => Err((GoodbyeReason::FrameTooLarge, 0)),
             };
+            connection.incomplete_since = None;
             match outcome {
                 Ok(()) => {}
-                Err(reason) => {
-                    self.leave(connection, reason, 0);
+                Err((reason, retry_ms)) => {
+                    self.leave(connection, reason, retry_ms);
                     return &[];
                 }
             }
@@ -144,7 +154,7 @@ impl Core {
         if matches!(connection.state, State::Greeting) {
             return match decoded {
                 Ok(ClientFrameRef::Hello(hello)) => self.hello(connection, &hello),
-                _ => Err(GoodbyeReason::BadFrame),
+                _ => Err((GoodbyeReason::BadFrame, 0)),
             };
         }
         let State::Live(live) = &mut connection.state else {
@@ -152,211 +162,37 @@ impl Core {
         };
         match decoded {
             Ok(ClientFrameRef::Send(send)) => return self.send(connection, &send),
-            Ok(ClientFrameRef::Ack(seq)) => {
-                if live.session.acknowledge(Seq(seq)).is_some() {
-                    self.cursor_moved(connection);
-                }
-            }
+            Ok(ClientFrameRef::Ack(seq)) => match live.session.acknowledge(Seq(seq)) {
+                Some(_) => self.cursor_moved(connection),
+                None => self.talk(connection),
+            },
             Ok(ClientFrameRef::Ping(nonce)) => {
                 wire::encode_pong(&mut connection.out, nonce);
+                self.talk(connection);
             }
-            Ok(ClientFrameRef::Fetch(fetch)) => self.fetch(connection, &fetch),
-            Ok(ClientFrameRef::Reauth(reauth)) => self.reauth(connection, &reauth),
-            Ok(ClientFrameRef::Goodbye(_)) => return Err(GoodbyeReason::Normal),
+            Ok(ClientFrameRef::Fetch(fetch)) => {
+                self.fetch(connection, &fetch);
+                self.talk(connection);
+            }
+            Ok(ClientFrameRef::Reauth(reauth)) => {
+                self.reauth(connection, &reauth);
+                self.talk(connection);
+            }
+            Ok(ClientFrameRef::Goodbye(_)) => return Err((GoodbyeReason::Normal, 0)),
             Ok(ClientFrameRef::Hello(_)) | Err(DecodeError::Malformed) => {
-                return Err(GoodbyeReason::BadFrame);
+                return Err((GoodbyeReason::BadFrame, 0));
             }
             Err(DecodeError::UnknownFrame { tag, .. }) => {
                 reject(&mut connection.out, tag, RejectCode::UnknownFrame, 0, 0, "");
+                self.talk(connection);
             }
             Err(DecodeError::BadField { tag, field }) => {
                 reject(&mut connection.out, tag, RejectCode::BadFrame, 0, 0, field);
+                self.talk(connection);
             }
         }
         self.mark_dirty(connection);
         Ok(())
-    }
-
-    fn hello(&mut self, connection: &mut Connection, hello: &HelloRef<'_>) -> Result<(), Leave> {
-        check_version(hello)?;
-        let claims = self
-            .policy
-            .keyring
-            .verify(hello.token, self.now.unix_s())
-            .map_err(|error| {
-                tracing::debug!(core = self.id.0, %error, "a login was refused");
-                GoodbyeReason::BadToken
-            })?;
-        let hash = self.placement.user_hash(claims.user.as_str());
-        let login = Box::new(Login {
-            identity: identify(claims, hello, hash)?,
-            resume_after: hello.resume_after,
-            session: random_u64(),
-            at: self.now.monotonic,
-        });
-        let home = self.placement.core_of(self.placement.shard_of(hash));
-        if home == self.id {
-            self.enter(connection, login);
-        } else {
-            connection.state = State::Leaving(login, home);
-            self.mark_dirty(connection); // once all is sent, it is detached
-        }
-        Ok(())
-    }
-
-    /// The last completion of a leaving connection has come: it goes to its user's core, unless it
-    /// broke the rules of TLS meanwhile.
-    pub(super) fn detached(&mut self, id: SocketId, socket: OwnedFd) {
-        let Some(connection) = self.connections.take(id) else {
-            return; // it ended on the way; dropping the socket closes it
-        };
-        let Connection {
-            tls,
-            decoder,
-            state,
-            backlog,
-            ..
-        } = *connection;
-        if let State::Leaving(login, home) = state {
-            let handoff = Handoff {
-                socket,
-                tls,
-                decoder,
-                login,
-                backlog,
-            };
-            self.mesh.hand_over(home, handoff);
-        }
-    }
-
-    /// A connection has come from another core.
-    pub(super) fn entered(&mut self, handoff: Handoff) {
-        if self.draining.is_some() || self.sockets.count() >= self.policy.connections_per_core_max {
-            return; // the client sees the end of the connection and comes back elsewhere
-        }
-        let Handoff {
-            socket,
-            tls,
-            decoder,
-            login,
-            backlog,
-        } = handoff;
-        let id = self.sockets.adopt(socket);
-        let mut connection = Box::new(Connection::entering(id, tls, decoder, backlog));
-        self.enter(&mut connection, login);
-        if !connection.backlog.is_empty() {
-            self.stall(&mut connection);
-        }
-        self.connections.insert(connection);
-    }
-
-    /// The user lives on this core. A device must be known durably before its session begins.
-    fn enter(&mut self, connection: &mut Connection, login: Box<Login>) {
-        let identity = login.identity.clone();
-        connection.state = State::Entering(login);
-        if self.turn_away(connection, &identity) {
-            return;
-        }
-        let shard = self.placement.shard_of(identity.hash);
-        if identity.send_only {
-            self.go_live(connection);
-            return;
-        }
-        if self.lanes.shard(shard).is_none() {
-            self.leave(connection, GoodbyeReason::Unavailable, UNAVAILABLE_RETRY_MS);
-            return;
-        }
-        if !self.lanes.has_space(shard) && !self.is_known(&identity, shard) {
-            self.leave(connection, GoodbyeReason::Overloaded, DISK_RETRY_MS);
-            return;
-        }
-        let deadline = self.now.monotonic + self.policy.hello_timeout;
-        self.greeting.push_back((deadline, connection.id));
-        let reply = ReplyTo {
-            core: self.id,
-            slot: connection.id.slot,
-            generation: connection.id.generation,
-            tag: 0,
-        };
-        let input = Input::Register {
-            hash: identity.hash,
-            user: identity.user.as_str(),
-            device: identity.device.as_str(),
-            reply,
-        };
-        self.lanes.step(&self.now, shard, input);
-    }
-
-    /// Whether a device can begin without a write.
-    fn is_known(&self, identity: &Identity, shard: ShardId) -> bool {
-        let Some(shard) = self.lanes.shard(shard) else {
-            return false;
-        };
-        let users = shard.users();
-        let user = users.find(identity.user.as_str(), identity.hash);
-        user.is_some_and(|user| users.get(user).device(identity.device.as_str()).is_some())
-    }
-
-    /// Turns an entering connection into a session and says Welcome.
-    pub(super) fn go_live(&mut self, connection: &mut Connection) {
-        let State::Entering(login) = &connection.state else {
-            unreachable!("only entering connections go live");
-        };
-        let (identity, at) = (login.identity.clone(), login.at);
-        let (resume_after, session) = (login.resume_after, login.session);
-        // Before it replaces one that may stay.
-        if self.turn_away(connection, &identity) {
-            return;
-        }
-        let shard = self.placement.shard_of(identity.hash);
-        let users = self.lanes.shard(shard).map(|shard| shard.users());
-        let slot = users.and_then(|users| users.find(identity.user.as_str(), identity.hash));
-        let user = slot.filter(|_| !identity.send_only);
-        // Replacing settles the cursor.
-        if user.is_some_and(|user| !self.replace_older(shard, user, &identity.device, at)) {
-            return self.leave(connection, GoodbyeReason::Replaced, 0);
-        }
-        if identity.send_only && !self.replace_older_sender(connection.id, &identity, at) {
-            return self.leave(connection, GoodbyeReason::Replaced, 0);
-        }
-        let inbox = user.zip(self.lanes.shard(shard));
-        let (head, oldest, cursor) = inbox.map_or((Seq(0), Seq(1), Seq(0)), |(slot, shard)| {
-            let user = shard.users().get(slot);
-            let device = user.device(identity.device.as_str());
-            (
-                user.head(),
-                user.oldest(),
-                device.map_or(Seq(0), Device::position),
-            )
-        });
-        let start = Session::start(resume_after, cursor, oldest, head);
-        let welcome = v2::Welcome {
-            session,
-            server_time_ms: self.now.unix_ms,
-            head_seq: head.0,
-            cursor: start.0,
-            oldest_seq: oldest.0,
-            cluster: self.cluster.to_vec(),
-            ..welcome(&identity)
-        };
-        let welcome = v2::server_frame::Frame::Welcome(welcome);
-        wire::encode_server(&mut connection.out, welcome);
-        if let Some(user) = user {
-            self.sessions
-                .entry((shard, user))
-                .or_default()
-                .push(connection.id);
-        }
-        connection.decoder.set_max(FRAME_BYTES_MAX);
-        let session = Session::new(identity, cursor, start);
-        let mut live = Live::new(session, at, shard, user, cursor);
-        self.set_alarm(&mut live, connection.id);
-        connection.state = State::Live(Box::new(live));
-        self.live_sessions += 1;
-        self.mark_dirty(connection);
-        if connection.stalled {
-            self.retry_later(connection);
-        }
     }
 
     fn send(&mut self, connection: &mut Connection, send: &SendRef<'_>) -> Result<(), Leave> {
@@ -372,6 +208,14 @@ impl Core {
         };
         if let Some((code, field)) = refusal {
             reject(&mut connection.out, send.tag, code, 0, 0, field);
+            self.talk(connection);
+            self.mark_dirty(connection);
+            return Ok(());
+        }
+        if let Err((retry_ms, why)) = self.may_send(live.session.identity.hash) {
+            let code = RejectCode::Overloaded;
+            reject(&mut connection.out, send.tag, code, 0, retry_ms, why);
+            self.talk(connection);
             self.mark_dirty(connection);
             return Ok(());
         }
@@ -413,12 +257,43 @@ impl Core {
         Ok(())
     }
 
+    /// Whether a user's message is taken now.
+    ///
+    /// # Errors
+    /// After how many milliseconds to repeat it, and why.
+    fn may_send(&mut self, user: UserHash) -> Result<(), (u64, &'static str)> {
+        if self.ladder.shed() >= Shed::Sends {
+            self.totals.shed_sends += 1;
+            return Err((self.shed_retry_ms(), "the switch cannot keep up"));
+        }
+        let now_us = self.now_us();
+        let Some(rates) = &mut self.rates else {
+            return Ok(());
+        };
+        rates.take(user, now_us).map_err(|retry_ms| {
+            self.totals.limited_sends += 1;
+            (retry_ms, "too many messages of this user")
+        })
+    }
+
+    /// When a send may be repeated that was shed.
+    pub(super) fn shed_retry_ms(&self) -> u64 {
+        SHED_RETRY_MS + jitter_ms(self.totals.shed_sends ^ self.now.unix_ms, SHED_RETRY_MS)
+    }
+
     /// Gives an append to its shard, which is of this core.
     pub(super) fn deliver(&mut self, message: &Message<'_>) {
         let Message::Append { to, reply, command } = *message else {
             unreachable!("only appends go to shards");
         };
         let shard = self.placement.shard_of(to);
+        if self.ladder.shed() >= Shed::Sends {
+            self.totals.shed_sends += 1; // another core did not know
+            let refusal = Refusal::Overloaded;
+            let refused = Effect::Refused { reply, refusal };
+            self.lanes.effects.push_back((shard, refused));
+            return;
+        }
         let room = self.lanes.has_space(shard);
         let append = Input::Append {
             to,
@@ -519,11 +394,12 @@ impl Core {
     }
 
     /// Stops reading a connection until its gate opens.
-    fn stall(&mut self, connection: &mut Connection) {
+    pub(super) fn stall(&mut self, connection: &mut Connection) {
         if connection.stalled || matches!(connection.state, State::Leaving(..) | State::Closing) {
             return;
         }
         connection.stalled = true;
+        connection.incomplete_since = None; // it is not read
         self.sockets.pause(connection.id);
         self.wait_for_the_core(connection);
     }
@@ -544,7 +420,7 @@ impl Core {
 
     /// Goes on with connections that were stalled, as far as their gates are open.
     pub(super) fn retry_stalled(&mut self) {
-        if self.is_congested() {
+        if self.is_congested() && self.ladder.shed() < Shed::Sends {
             return;
         }
         let mut waiting = std::mem::take(&mut self.congested);
@@ -567,6 +443,7 @@ impl Core {
         let backlog = std::mem::take(&mut connection.backlog);
         let rest = self.process_frames(connection, &backlog);
         if rest.is_empty() {
+            self.note_progress(connection);
             self.sockets.resume(connection.id);
         } else {
             connection.backlog = rest.to_vec();
@@ -603,9 +480,4 @@ pub(super) fn reject(
         text: text.to_owned(),
     };
     wire::encode_server(out, v2::server_frame::Frame::Rejected(rejected));
-}
-
-/// A random name for a session; not a secret.
-fn random_u64() -> u64 {
-    getrandom::u64().unwrap_or_default()
 }

@@ -21,7 +21,9 @@ mod expiry;
 mod hooks;
 mod inbound;
 mod lanes;
+mod login;
 mod outbound;
+mod patience;
 mod report;
 mod revoking;
 
@@ -35,6 +37,7 @@ use hashbrown::HashMap;
 use iris_proto::id::SendEpoch;
 use iris_proto::v2::GoodbyeReason;
 
+use super::admission::Admission;
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
 use super::policy::Policy;
@@ -42,6 +45,7 @@ use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
 use crate::auth::Revocations;
+use crate::limit::{Buckets, Ladder, Rate, Shed};
 use crate::placement::{CoreId, LogId, Placement, ShardId, UserHash};
 use crate::ring::Sleeper;
 use crate::shard::user::UserSlot;
@@ -50,6 +54,8 @@ pub use connection::Handoff;
 use connection::{Connections, State};
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
+use login::HANDSHAKES_PER_TURN;
+use patience::{TALK_BURST, TALK_PER_S};
 use revoking::Revoking;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
@@ -102,6 +108,7 @@ pub(super) struct CoreParts {
     pub placement: Placement,
     pub policy: Arc<Policy>,
     pub revoked: Arc<Revocations>,
+    pub admission: Arc<Admission>,
     pub cluster: [u8; 16],
     pub logs: Vec<(LogId, Store, Files)>,
     pub mesh: Mesh,
@@ -119,6 +126,21 @@ pub(super) struct Core {
     policy: Arc<Policy>,
     /// Tokens that are refused although they are good.
     revoking: Revoking,
+    /// What all cores know of addresses.
+    admission: Arc<Admission>,
+    /// What users may still send; `None`: as much as they like.
+    rates: Option<Buckets<UserHash>>,
+    talk_rate: Rate,
+    ladder: Ladder,
+    /// Connections that count as strangers.
+    strangers: usize,
+    /// Handshakes that wait for a turn with time for them.
+    handshakes: VecDeque<SocketId>,
+    handshakes_left: u32,
+    /// Sessions that talked too much and are not read until the next tick.
+    resting: Vec<SocketId>,
+    /// The place in the table that was looked at last.
+    looked_at: usize,
     cluster: [u8; 16],
     lanes: Lanes,
     mesh: Mesh,
@@ -170,8 +192,17 @@ impl Core {
             id: parts.id,
             placement: parts.placement,
             sockets,
+            rates: parts.policy.limits.messages.map(Buckets::new),
             policy: parts.policy,
             revoking: Revoking::new(parts.revoked),
+            admission: parts.admission,
+            talk_rate: Rate::new(TALK_PER_S, 1, TALK_BURST).expect("more than none"),
+            ladder: Ladder::default(),
+            strangers: 0,
+            handshakes: VecDeque::new(),
+            handshakes_left: HANDSHAKES_PER_TURN,
+            resting: Vec::new(),
+            looked_at: 0,
             cluster: parts.cluster,
             lanes: Lanes::new(
                 parts.placement,
@@ -235,6 +266,9 @@ impl Core {
     fn turn(&mut self) -> bool {
         self.now = Clock::read();
         self.totals.turns += 1;
+        let (is_congested, now_us) = (self.is_congested(), self.now_us());
+        self.ladder.look(is_congested, now_us);
+        self.shake_hands();
         self.take_events();
         self.take_mail();
         self.carry_out();
@@ -253,6 +287,7 @@ impl Core {
     fn is_idle(&mut self) -> bool {
         let may_go_on = self.retry.is_empty() && self.congested.is_empty();
         self.dirty.is_empty()
+            && self.handshakes.is_empty()
             && (may_go_on || self.is_congested() || self.draining.is_some())
             && self.lanes.effects.is_empty()
             && !self.revoking.is_sweeping()
@@ -297,7 +332,8 @@ impl Core {
     }
 
     fn take_mail(&mut self) {
-        if self.lanes.is_congested() {
+        // Who sheds sends takes them, to say so.
+        if self.lanes.is_congested() && self.ladder.shed() < Shed::Sends {
             return; // the rings fill, and then the cores behind them stop reading
         }
         let mut mail = Vec::new();
@@ -349,6 +385,8 @@ impl Core {
             self.drop_connection(id);
         }
         self.expire_sessions();
+        self.end_rests();
+        self.look_around();
         self.send_away();
         if self.now.monotonic >= self.next_gathering {
             self.next_gathering = self.now.monotonic + ACK_GATHER;
@@ -363,7 +401,19 @@ impl Core {
         for (deadline, _) in &mut self.greeting {
             *deadline = latest.min(*deadline); // the queue stays in order
         }
+        self.rates = match (self.rates.take(), policy.limits.messages) {
+            (Some(mut rates), Some(rate)) => {
+                rates.set_rate(rate); // what was taken stays taken
+                Some(rates)
+            }
+            (_, rate) => rate.map(Buckets::new),
+        };
         self.policy = policy;
+    }
+
+    /// The instant of this turn, for rates.
+    fn now_us(&self) -> u64 {
+        self.admission.us_of(self.now.monotonic)
     }
 
     fn drain(&mut self, deadline: Instant) {

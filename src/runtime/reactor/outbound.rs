@@ -139,6 +139,7 @@ impl Core {
         }
         if !sealed.is_empty() && !connection.finished {
             connection.finished = is_closing;
+            connection.sending_since = Some(self.now.monotonic);
             self.totals.sends += 1;
             self.sockets.send(id, sealed);
             return true;
@@ -297,6 +298,7 @@ impl Core {
         let Some(mut connection) = self.connections.take(id) else {
             return;
         };
+        connection.sending_since = None;
         if result.is_err() {
             self.connections.put_back(connection);
             self.drop_connection(id);

@@ -14,6 +14,8 @@ impl Core {
             connections: self.sockets.count() as u64,
             sessions: self.live_sessions,
             draining: self.draining.is_some(),
+            strangers: self.strangers as u64,
+            shed: self.ladder.shed() as u64,
             logs: self
                 .lanes
                 .statuses()

@@ -10,7 +10,7 @@
 //! What happens to them is the store's decision (`crate::store`); [`Files`] does it. It belongs to one
 //! core's thread and never blocks it: flushes go through the core's ring, and two threads per log do
 //! what takes long (see [`spare`] and `keeper`). Start-up reads what a replay needs, cuts a torn tail,
-//! and deletes nothing.
+//! and deletes no data.
 
 mod blocking;
 mod data_dir;

@@ -1,7 +1,7 @@
 //! Start-up of one log: map what is there, let the store judge it, do what it asks, make the spares.
 //!
-//! Nothing is written before the store has decided that the log can be used, and nothing is ever
-//! deleted. What was read is made durable before this returns: a process that was killed between write
+//! Nothing is written before the store has decided that the log can be used, and no data is
+//! ever deleted. What was read is made durable before this returns: a process that was killed between write
 //! and sync leaves frames in the page cache only.
 //!
 //! What a replay reads is read past the page cache: after a failed sync the kernel may hold pages there
@@ -15,8 +15,10 @@ use std::sync::atomic::AtomicBool;
 
 use tracing::{error, info, warn};
 
-use crate::log::SegmentSize;
+use crate::log::limits::SEGMENT_HEADER_BYTES;
 use crate::log::recovery::{CUT_BLOCK_BYTES, ScanError};
+use crate::log::{SegmentHeader, SegmentSize};
+use crate::shard::slot::POSITION_MAX;
 use crate::store::Setup;
 use crate::store::recover::{Cut, Found, RecoverError, Recovered, recover};
 
@@ -71,12 +73,25 @@ pub struct Mapped {
     pub segments: Vec<(u64, SegmentMap)>,
     /// Position and bytes of each checkpoint, oldest first.
     pub checkpoints: Vec<(u64, SegmentMap)>,
+    /// Segments from this number on were dropped from the page cache before they were mapped.
+    past_cache_from: u64,
     places: Places,
 }
 
+/// What is dropped from the page cache before it is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PastCache {
+    /// Nothing: to look on only.
+    Nothing,
+    /// What a replay from the newest checkpoint reads, and all checkpoints.
+    Expected,
+    /// Everything.
+    Everything,
+}
+
 impl Mapped {
-    /// Maps all of a log's files. With `past_cache`, what a replay reads is dropped from the page cache
-    /// first.
+    /// Maps all of a log's files. With `past_cache`, what a replay from the newest checkpoint reads is
+    /// dropped from the page cache first.
     ///
     /// # Errors
     /// When the system refuses; nothing is changed in any case.
@@ -86,6 +101,19 @@ impl Mapped {
         size: SegmentSize,
         past_cache: bool,
     ) -> Result<Self, LogError> {
+        let past_cache = match past_cache {
+            true => PastCache::Expected,
+            false => PastCache::Nothing,
+        };
+        Self::open_past(data_dir, log_no, size, past_cache)
+    }
+
+    fn open_past(
+        data_dir: &Path,
+        log_no: u32,
+        size: SegmentSize,
+        past_cache: PastCache,
+    ) -> Result<Self, LogError> {
         let places = Places {
             segments: super::data_dir::log_path(data_dir, log_no),
             checkpoints: super::data_dir::checkpoints_path(data_dir, log_no),
@@ -94,10 +122,15 @@ impl Mapped {
         let mut checkpoints = Vec::new();
         for lsn in checkpoint_numbers(&places.checkpoints)? {
             let path = checkpoint_path(&places.checkpoints, lsn);
-            let map = map(&path, u64::MAX, past_cache)?;
+            let map = map(&path, u64::MAX, past_cache != PastCache::Nothing)?;
             checkpoints.push((lsn, map));
         }
         let newest = checkpoints.last().map_or(0, |(lsn, _)| size.index_of(*lsn));
+        let past_cache_from = match past_cache {
+            PastCache::Nothing => u64::MAX,
+            PastCache::Expected => newest,
+            PastCache::Everything => 0,
+        };
         let mut segments = Vec::new();
         for lsn in numbers(&places.segments, ".seg")? {
             let index = size.index_of(lsn);
@@ -106,14 +139,20 @@ impl Mapped {
                 continue;
             }
             let path = segment_path(&places.segments, size, index);
-            let map = map(&path, size.bytes(), past_cache && index >= newest)?;
+            let map = map(&path, size.bytes(), index >= past_cache_from)?;
             segments.push((index, map));
         }
         Ok(Self {
             segments,
             checkpoints,
+            past_cache_from,
             places,
         })
+    }
+
+    #[cfg(test)]
+    pub(super) fn past_cache_from(&self) -> u64 {
+        self.past_cache_from
     }
 
     /// Calls `take` with everything, as recovery wants it.
@@ -145,14 +184,9 @@ pub fn open_log(
     setup: Setup,
 ) -> Result<(crate::store::Store, Files), LogError> {
     let size = setup.size;
-    let mapped = Mapped::open(data_dir.path(), log_no, size, true)?;
-    let directory = mapped.places.segments.clone();
-    for (_, map) in &mapped.segments {
-        map.read_sequentially();
-    }
     let known = data_dir.super_block().durable_lsn[log_no as usize];
-    let recovered = mapped.found(known, |found| recover(setup, found));
-    let recovered = recovered.map_err(|error| explain(error, &directory, size))?;
+    let (mapped, recovered) = read_log(data_dir.path(), log_no, setup, known)?;
+    let directory = mapped.places.segments.clone();
     report(log_no, &directory, size, &recovered);
     if !recovered.report.holes.is_empty() && !recovered.cuts.is_empty() {
         data_dir
@@ -209,6 +243,33 @@ pub fn open_log(
     Ok((store, files))
 }
 
+/// Maps a log and judges it. All that the replay reads is read past the page cache: should it begin
+/// before the newest checkpoint, everything is read once more.
+pub(super) fn read_log(
+    data_dir: &Path,
+    log_no: u32,
+    setup: Setup,
+    known: u64,
+) -> Result<(Mapped, Recovered), LogError> {
+    let size = setup.size;
+    let read = |setup: Setup, past_cache| {
+        let mapped = Mapped::open_past(data_dir, log_no, size, past_cache)?;
+        for (_, map) in &mapped.segments {
+            map.read_sequentially();
+        }
+        let recovered = mapped.found(known, |found| recover(setup, found));
+        let explained = |error| explain(error, &mapped.places.segments, size);
+        let recovered = recovered.map_err(explained)?;
+        Ok((mapped, recovered))
+    };
+    let (mapped, recovered) = read(setup.clone(), PastCache::Expected)?;
+    if size.index_of(recovered.report.scanned_from) >= mapped.past_cache_from {
+        return Ok((mapped, recovered));
+    }
+    drop((mapped, recovered)); // the kernel does not let go of pages that are mapped
+    read(setup, PastCache::Everything)
+}
+
 /// A process that was killed may have left a segment's or checkpoint's name in the page cache only.
 fn sync_names(places: &Places) -> Result<(), LogError> {
     for directory in [&places.segments, &places.checkpoints] {
@@ -263,7 +324,8 @@ fn number_of(name: &str, suffix: &str) -> Option<u64> {
     if digits.len() != 16 || !lower {
         return None;
     }
-    u64::from_str_radix(digits, 16).ok()
+    let lsn = u64::from_str_radix(digits, 16).ok()?;
+    (lsn <= POSITION_MAX).then_some(lsn) // no log gets any further
 }
 
 fn map(path: &Path, bytes_max: u64, past_cache: bool) -> Result<SegmentMap, LogError> {
@@ -281,13 +343,14 @@ fn explain(error: RecoverError, directory: &Path, size: SegmentSize) -> LogError
     let at = match &error {
         RecoverError::Scan(
             ScanError::Foreign { at, .. }
+            | ScanError::Beyond { at }
             | ScanError::Version { at, .. }
             | ScanError::Malformed { at, .. },
         ) => Some(*at),
         _ => None,
     };
     let advice = match &error {
-        RecoverError::Scan(ScanError::Foreign { .. }) => {
+        RecoverError::Scan(ScanError::Foreign { .. } | ScanError::Beyond { .. }) => {
             "put the segment of this data directory in its place"
         }
         RecoverError::Scan(ScanError::Version { .. } | ScanError::Malformed { .. })
@@ -332,6 +395,9 @@ fn report(log_no: u32, directory: &Path, size: SegmentSize, recovered: &Recovere
 
 /// Zeroes what an interrupted flush left behind the end, and syncs what was read.
 fn cut(directory: &Path, size: SegmentSize, recovered: &Recovered) -> Result<(), LogError> {
+    if let Some(header) = &recovered.lost_header {
+        give_back(directory, size, header)?;
+    }
     let zeros = [0; CUT_BLOCK_BYTES];
     for Cut {
         segment,
@@ -358,6 +424,22 @@ fn cut(directory: &Path, size: SegmentSize, recovered: &Recovered) -> Result<(),
         let lsn = recovered.report.end;
         warn!(directory = %directory.display(), lsn, bytes, "torn tail cut");
     }
+    Ok(())
+}
+
+/// Writes the header that a segment has lost, when what is to be cut is all that still tells its salt.
+fn give_back(directory: &Path, size: SegmentSize, header: &SegmentHeader) -> Result<(), LogError> {
+    let path = segment_path(directory, size, size.index_of(header.first_lsn));
+    let mut bytes = [0; SEGMENT_HEADER_BYTES];
+    header.encode(&mut bytes);
+    let file = open_for_writing(&path)?;
+    record::note(&path, Step::Write(0, &bytes));
+    file.write_all_at(&bytes, 0)
+        .map_err(failed("write the header of", &path))?;
+    record::note(&path, Step::SyncBegins);
+    file.sync_all().map_err(failed("sync", &path))?;
+    record::note(&path, Step::Synced);
+    warn!(path = %path.display(), "the segment's damaged header was written anew");
     Ok(())
 }
 

@@ -201,7 +201,11 @@ impl Check {
         disk: &FakeDisk,
     ) -> Result<(), String> {
         let Some(position) = slot.position() else {
-            return match self.damage.is_lost(name, seq.0) {
+            let last = seq.0 + slot.entries() - 1;
+            let is_lost = |seq| {
+                self.damage.is_lost(name, seq) || slot.is_run() && inbox.run_at(seq).is_some()
+            };
+            return match (seq.0..=last).all(is_lost) {
                 true => Ok(()),
                 false => Err(format!(
                     "{name} has a gap at {}, and nothing of it is lost",

@@ -6,25 +6,25 @@
 
 use iris_proto::id::{SendEpoch, Seq};
 
-use super::Check;
+use super::{Check, Losses};
 use crate::placement::ShardId;
 use crate::shard::Shard;
 use crate::shard::pairs::Fingerprint;
 use crate::shard::user::User;
-use crate::sim::model::{Inbox, MessageNo, Model, ModelDevice};
+use crate::sim::model::{Inbox, Model, ModelDevice, NOBODY};
 use crate::sim::world::World;
-use crate::store::salvage::{Loss, Salvaged};
-
-/// Stands for a message that does not exist.
-const NOBODY: MessageNo = MessageNo::MAX;
+use crate::store::salvage::{Certainty, Loss, Salvaged, Unnamed};
 
 impl Check {
     /// A salvage was done on a log.
     pub fn salvaged(&mut self, world: &mut World, log: usize, salvaged: &Salvaged) {
         self.counts.salvaged += 1;
-        let losses = &salvaged.losses;
+        let losses = Losses {
+            entries: salvaged.losses.clone(),
+            unnamed: salvaged.unnamed.clone(),
+        };
         world.note(|| format!("log {log}: salvaged, lost {losses:?}"));
-        self.salvages[log] = Some(salvaged.losses.clone());
+        self.salvages[log] = Some(losses);
     }
 
     /// After the start behind a salvage: takes over what the switch has kept, if it may.
@@ -39,12 +39,14 @@ impl Check {
             return expected;
         };
         self.damage.settle(log);
-        for (id, losses) in &losses {
+        for (id, entries) in &losses.entries {
+            let unnamed = losses.unnamed.iter().find(|(shard, _)| shard == id);
+            let unnamed = unnamed.map(|(_, unnamed)| unnamed);
             let Some(shard) = store.shard(*id) else {
                 world.fail(|| format!("log {log}: {id:?} is not served after a salvage"));
                 continue;
             };
-            if let Err(fault) = self.adopt_shard(*id, &mut expected, shard, losses) {
+            if let Err(fault) = self.adopt_shard(&mut expected, shard, entries, unnamed) {
                 world.fail(|| format!("log {log}, shard {}, salvaged: {fault}", id.0));
             }
         }
@@ -55,13 +57,20 @@ impl Check {
 
     fn adopt_shard(
         &mut self,
-        id: ShardId,
         model: &mut Model,
         shard: &Shard,
         losses: &[Loss],
+        unnamed: Option<&Unnamed>,
     ) -> Result<(), String> {
-        // How many entries a shard had is not known when nothing behind the hole says it.
-        model.applied.insert(id.0, shard.applied());
+        let id = shard.id();
+        let applied = model.applied.insert(id.0, shard.applied()).unwrap_or(0);
+        if shard.applied() < applied {
+            let next = shard.applied() + 1;
+            return Err(format!("entry {next} would be written again, of {applied}"));
+        }
+        let begins = shard.users().begins().0;
+        model.begins.insert(id.0, begins);
+        let known = self.devices_known(id);
         let names = model
             .inboxes
             .keys()
@@ -73,11 +82,18 @@ impl Check {
             };
             let Some(slot) = shard.find(&name) else {
                 // Nothing that is left names it. Its messages are gone with its name.
-                self.forget(&name, &inbox)?;
+                self.forget(&name, &inbox, begins)?;
                 continue;
             };
             let adopted = self.adopt_user(shard.users().get(slot), &inbox, losses)?;
             model.inboxes.insert(name, adopted);
+        }
+        let forgotten = known - self.devices_known(id);
+        let may_forget = unnamed.map_or(0, |unnamed| unnamed.registrations);
+        if forgotten > may_forget {
+            return Err(format!(
+                "{forgotten} devices are not known any more, at most {may_forget} were told"
+            ));
         }
         model.streams.retain(|(from, device, epoch, to), last| {
             if self.shard_of(to) != id {
@@ -91,7 +107,22 @@ impl Check {
         Ok(())
     }
 
-    fn forget(&mut self, name: &str, inbox: &Inbox) -> Result<(), String> {
+    /// Devices of a shard that were known, and are.
+    fn devices_known(&self, shard: ShardId) -> u64 {
+        let ours = self
+            .seen
+            .iter()
+            .filter(|seen| !seen.is_forgotten && self.shard_of(&seen.user) == shard);
+        ours.count() as u64
+    }
+
+    fn forget(&mut self, name: &str, inbox: &Inbox, begins: u64) -> Result<(), String> {
+        if inbox.head() > begins {
+            let head = inbox.head();
+            return Err(format!(
+                "{name} is forgotten with entries up to {head}, and new inboxes begin behind {begins}"
+            ));
+        }
         for (no, seq) in inbox.entries.iter().zip(1..) {
             if seq >= inbox.oldest && !self.damage.may_lose(*no) {
                 return Err(format!("{name} is forgotten, and entry {seq} is whole"));
@@ -123,6 +154,7 @@ impl Check {
         let mut adopted = Inbox {
             oldest: user.oldest().0,
             overfull: true,
+            runs: skipped(user),
             ..inbox.clone()
         };
         adopted
@@ -142,20 +174,23 @@ impl Check {
             let told =
                 |loss: &&Loss| loss.user == name && (loss.first.0..=loss.last.0).contains(&seq);
             let Some(loss) = losses.iter().find(told) else {
-                if self.damage.is_lost(name, seq) {
+                if self.damage.is_lost(name, seq) || inbox.run_at(seq).is_some() {
                     continue; // an earlier salvage's
                 }
                 return Err(format!("{name} has a gap at {seq}, and nobody was told"));
             };
             match old {
                 // What had left already may have lain in a segment that was removed since.
-                Some(_) if seq < inbox.oldest => {}
+                Some(_) if seq < inbox.oldest && loss.certainty != Certainty::Proven => {}
+                Some(_) if seq < inbox.oldest => {
+                    return Err(format!("{name} is said to have lost {seq}, which had left"));
+                }
                 Some(no) if no != NOBODY && !self.damage.may_lose(no) => {
                     return Err(format!(
                         "{name} lost entry {seq}, message {no}, which is whole"
                     ));
                 }
-                None if loss.proven => {
+                None if loss.certainty != Certainty::Possible => {
                     return Err(format!(
                         "{name} is said to have lost {seq}, which never was"
                     ));
@@ -193,4 +228,11 @@ impl Check {
         }
         Ok(devices)
     }
+}
+
+/// The first and last of each run of entries that was skipped.
+fn skipped(user: &User) -> Vec<(u64, u64)> {
+    let runs = user.slots().filter(|(_, slot)| slot.is_run());
+    runs.map(|(seq, slot)| (seq.0, seq.0 + slot.entries() - 1))
+        .collect()
 }

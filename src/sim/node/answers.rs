@@ -33,6 +33,7 @@ impl Core {
             Refusal::InboxFull => (RejectCode::InboxFull, SendNumber(0), 0),
             Refusal::DiskFull => (RejectCode::DiskFull, SendNumber(0), DISK_RETRY_MS),
             Refusal::Unavailable => (RejectCode::Unavailable, SendNumber(0), DAMAGE_RETRY_MS),
+            Refusal::Overloaded => (RejectCode::Overloaded, SendNumber(0), DISK_RETRY_MS),
             Refusal::TooManyDevices => {
                 return self.say_goodbye(env, ConnId(reply.slot), GoodbyeReason::TooManyDevices, 0);
             }

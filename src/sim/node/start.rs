@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::super::disk::{FakeDisk, Fate, Name};
 use super::{Core, Env, Jobs, Process};
+use crate::log::format::SEGMENT_HEADER_BYTES;
 use crate::log::{NodeIdentity, SegmentSize};
 use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::planted::{self, Bug};
@@ -247,6 +248,16 @@ impl Node {
 
     /// Zeroes what is to be cut and syncs what was read; false when it crashed on the way.
     fn repair(&self, env: &mut Env<'_>, log: usize, recovered: &Recovered) -> bool {
+        if let Some(header) = &recovered.lost_header {
+            let mut bytes = [0; SEGMENT_HEADER_BYTES];
+            header.encode(&mut bytes);
+            let segment = Name::Segment(self.size.index_of(header.first_lsn));
+            let _ = env.disks[log].write(segment, 0, &bytes);
+            if crashes(env) {
+                return false;
+            }
+            let _ = env.disks[log].sync(segment);
+        }
         for cut in &recovered.cuts {
             let zeros = vec![0; cut.len];
             let _ = env.disks[log].write(Name::Segment(cut.segment), cut.offset, &zeros);

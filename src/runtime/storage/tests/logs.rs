@@ -586,3 +586,28 @@ fn a_full_disk_is_reported_and_recovered_from() {
     rig.log.run_until(|log| log.store.has_room()).unwrap();
     rig.send(0, n + 1, 0);
 }
+
+/// R: D-3
+#[test]
+fn files_named_by_a_position_that_no_log_reaches_are_left_alone() {
+    let temp = tempfile::tempdir().unwrap();
+    let data_dir = open(temp.path());
+    let mut rig = Rig::open(&data_dir).unwrap();
+    rig.send(0, 1, 100);
+    drop(rig);
+    let names = [
+        "log-01/ffffffffffe00000.seg",
+        "log-01/0040000000000000.seg",
+        "ckpt-01/ffffffffffe01000.ckpt",
+    ];
+    for name in names {
+        fs::write(temp.path().join(name), b"what is this?").unwrap();
+    }
+    let rig = Rig::open(&data_dir).unwrap();
+    assert_eq!((rig.head(0), rig.damaged()), (1, vec![]));
+    drop(rig);
+    for name in names {
+        let bytes = fs::read(temp.path().join(name)).unwrap();
+        assert_eq!(bytes, b"what is this?", "{name}");
+    }
+}

@@ -6,6 +6,7 @@ use super::logs::{Rig, UPKEEP, body, user};
 use super::*;
 use crate::runtime::storage::keeper::{Done, Keeper, Places, REMOVALS_MAX, Task, checkpoint_path};
 use crate::runtime::storage::mmap::drop_cache;
+use crate::runtime::storage::open::read_log;
 use crate::runtime::storage::spare::segment_path;
 use crate::shard::ShardConfig;
 use crate::store::recover::judge_checkpoint;
@@ -93,33 +94,67 @@ fn a_checkpoint_left_unfinished_by_a_killed_process_is_none_and_gives_way_to_the
     assert_eq!(judge_checkpoint(&setup, lsn, &bytes), Ok(32));
 }
 
-/// R: D-5. A power cut may undo a removal that was not synced, and a kill may come before it.
+/// Four checkpoints as they were written, one after the other, of which the last two are kept.
+fn four_checkpoints(rig: &mut Rig, path: &Path) -> Vec<(Vec<u8>, PathBuf)> {
+    let mut written = Vec::new();
+    for n in 1..=4 {
+        rig.send(0, n, 0);
+        checkpoint_now(rig);
+        let lsn = rig.log.store.status().checkpoint.unwrap();
+        let file = checkpoint_path(&path.join("ckpt-01"), lsn);
+        written.push((fs::read(&file).unwrap(), file));
+    }
+    written
+}
+
+/// R: D-3, D-5. A power cut may undo a removal that was not synced, and a kill may come before it.
 #[test]
-fn a_checkpoint_whose_removal_did_not_last_goes_with_the_next_one() {
+fn checkpoints_whose_removal_did_not_last_go_with_the_start() {
     let temp = tempfile::tempdir().unwrap();
     let data_dir = open(temp.path());
     let mut rig = Rig::open(&data_dir).unwrap();
-    let mut returned = Vec::new();
-    for n in 1..=4 {
-        rig.send(0, n, 0);
-        checkpoint_now(&mut rig);
-        let lsn = rig.log.store.status().checkpoint.unwrap();
-        let path = checkpoint_path(&temp.path().join("ckpt-01"), lsn);
-        returned.push((fs::read(&path).unwrap(), path));
-    }
+    let written = four_checkpoints(&mut rig, temp.path());
     drop(rig);
     assert_eq!(names(temp.path(), "ckpt-01").len(), 2);
-    for (bytes, path) in &returned[..2] {
+    for (bytes, path) in &written[..2] {
         fs::write(path, bytes).unwrap();
     }
     let mut rig = Rig::open(&data_dir).unwrap();
     assert_eq!((rig.head(0), rig.damaged()), (4, vec![]));
-    rig.send(0, 5, 0);
-    checkpoint_now(&mut rig);
+    rig.log.settle().unwrap();
     drop(rig);
-    let left = names(temp.path(), "ckpt-01");
-    assert_eq!(left.len(), 2, "{left:?}");
-    assert!(!returned[1].1.exists() && returned[3].1.exists());
+    let is_there = |(_, path): &(Vec<u8>, PathBuf)| path.exists();
+    let left: Vec<bool> = written.iter().map(is_there).collect();
+    assert_eq!(left, [false, false, true, true]);
+}
+
+/// R: D-2, D-3. Only what two whole checkpoints are newer than is needed by nobody.
+#[test]
+fn a_start_removes_no_checkpoint_that_might_be_needed_because_a_newer_one_is_damaged() {
+    let temp = tempfile::tempdir().unwrap();
+    let data_dir = open(temp.path());
+    let mut rig = Rig::open(&data_dir).unwrap();
+    let written = four_checkpoints(&mut rig, temp.path());
+    drop(rig);
+    for (hurt, expected) in [
+        (&[2][..], [false, true, true, true]),
+        (&[1, 2], [true, true, true, true]),
+        (&[1, 2, 3], [true, true, true, true]),
+    ] {
+        for (number, (bytes, path)) in written.iter().enumerate() {
+            fs::write(path, bytes).unwrap();
+            if hurt.contains(&number) {
+                flip(path, bytes.len() / 2);
+            }
+        }
+        let mut rig = Rig::open(&data_dir).unwrap();
+        assert_eq!((rig.head(0), rig.damaged()), (4, vec![]));
+        rig.log.settle().unwrap();
+        drop(rig);
+        let is_there = |(_, path): &(Vec<u8>, PathBuf)| path.exists();
+        let left: Vec<bool> = written.iter().map(is_there).collect();
+        assert_eq!(left, expected, "{hurt:?} are damaged");
+    }
 }
 
 /// R: D-5, B-1
@@ -246,4 +281,30 @@ fn what_a_replay_reads_is_read_past_the_page_cache() {
     drop(Mapped::open(temp.path(), 1, size, true).unwrap());
     let cached = files.each_ref().map(|file| cached_bytes(file).unwrap());
     assert_eq!(cached, [0, 0]);
+}
+
+/// R: D-4. Where the newest checkpoint cannot be used, more is replayed than was expected.
+#[test]
+fn what_a_replay_from_an_older_checkpoint_reads_is_read_past_the_page_cache_too() {
+    let temp = tempfile::tempdir().unwrap();
+    let data_dir = open(temp.path());
+    let mut rig = Rig::open(&data_dir).unwrap();
+    rig.send(0, 1, 60_000);
+    checkpoint_now(&mut rig);
+    (2..=50).for_each(|n| rig.send(0, n, 60_000));
+    checkpoint_now(&mut rig);
+    drop(rig);
+    let setup = || data_dir.setup(1, ShardConfig::default(), UPKEEP);
+    let (mapped, recovered) = read_log(temp.path(), 1, setup(), 0).unwrap();
+    let scanned_from = recovered.report.scanned_from;
+    assert!(
+        scanned_from > SEGMENT_BYTES,
+        "the first segment is not read"
+    );
+    assert_eq!(mapped.past_cache_from(), scanned_from / SEGMENT_BYTES);
+    let newest = checkpoint_path(&temp.path().join("ckpt-01"), scanned_from);
+    flip(&newest, fs::metadata(&newest).unwrap().len() as usize / 2);
+    let (mapped, recovered) = read_log(temp.path(), 1, setup(), 0).unwrap();
+    assert!(recovered.report.scanned_from < SEGMENT_BYTES);
+    assert_eq!(mapped.past_cache_from(), 0);
 }

@@ -1,0 +1,275 @@
+//! Limits, each met by a client that does not keep to it, beside one that does.
+
+use std::io::Read;
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use iris_proto::v2::client_frame::Frame as ClientFrame;
+use iris_proto::v2::server_frame::Frame as ServerFrame;
+use iris_proto::v2::{self, GoodbyeReason, RejectCode};
+
+use super::admin::{get, sum};
+use super::harness::{Server, Setup, data_dir};
+use super::raw::{Hello, Raw};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn start(limits: &[(&'static str, &str)]) -> (tempfile::TempDir, Server) {
+    let data = data_dir();
+    let environment = limits
+        .iter()
+        .map(|(name, value)| (*name, (*value).to_owned()));
+    let setup = Setup {
+        environment: environment.collect(),
+        ..Setup::default()
+    };
+    let server = Server::start_with(data.path(), &setup);
+    (data, server)
+}
+
+/// One metric, over all its series.
+fn metric(server: &Server, name: &str) -> u64 {
+    let data: PathBuf = server.data.clone();
+    sum(&get(&data, "/metrics").1, name)
+}
+
+fn reason(server: &Server, name: &str, reason: &str) -> u64 {
+    let text = get(&server.data, "/metrics").1;
+    let wanted = format!("reason=\"{reason}\"");
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with(name) && line.contains(&wanted));
+    lines
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap())
+        .sum()
+}
+
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Whether a connection is closed by the switch before anything comes.
+fn is_closed(stream: &mut TcpStream) -> bool {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    !matches!(stream.read(&mut [0; 1]), Ok(1..))
+}
+
+/// R: A-6
+#[test]
+fn a_user_who_sends_too_much_is_told_when_to_go_on_on_all_devices_and_others_are_not() {
+    let (_data, server) = start(&[
+        ("IRIS_LIMITS__MESSAGES_PER_S", "1"),
+        ("IRIS_LIMITS__MESSAGES_BURST", "20"),
+    ]);
+    let mut ann = Raw::login(&server, "ann");
+    let hello = Hello {
+        device: "tablet",
+        ..Hello::default()
+    };
+    let (mut tablet, _) = Raw::login_with(&server, "ann", &hello);
+    let began = Instant::now();
+    let mut n = 0;
+    let refused = loop {
+        n += 1;
+        let tag = ann.send("ben", n, b"much");
+        match ann.next() {
+            ServerFrame::Accepted(accepted) => assert_eq!(accepted.tag, tag),
+            ServerFrame::Rejected(rejected) => break rejected,
+            other => panic!("{other:?}"),
+        }
+        assert!(n < 20 + 1 + began.elapsed().as_secs(), "{n} were taken");
+    };
+    assert!(n > 20, "a burst of 20 passes, {n} did");
+    assert_eq!(refused.code(), RejectCode::Overloaded);
+    assert!((1..=1_000).contains(&refused.retry_after_ms), "{refused:?}");
+    assert!(refused.text.contains("user"), "{refused:?}");
+    // The other device has nothing left either, but for what time may have given.
+    let passed = (1..=10).filter(|n| {
+        tablet.send("ben", *n, b"much");
+        matches!(tablet.next(), ServerFrame::Accepted(_))
+    });
+    assert!(passed.count() as u64 <= 1 + began.elapsed().as_secs());
+    Raw::login(&server, "carl").send_accepted("ben", 1, b"one");
+    assert!(reason(&server, "iris_sends_refused_total", "rate") >= 1);
+    // Repeated after the time that was said, it is taken.
+    until("the message is taken", || {
+        ann.send("ben", n, b"much");
+        matches!(ann.next(), ServerFrame::Accepted(_))
+    });
+}
+
+/// R: A-6
+#[test]
+fn an_address_holds_so_many_connections_and_one_that_goes_makes_room() {
+    let (_data, server) = start(&[("IRIS_LIMITS__CONNECTIONS_PER_ADDRESS", "3")]);
+    let mut ann = Raw::login(&server, "ann");
+    let _ben = Raw::login(&server, "ben");
+    let silent = TcpStream::connect(server.address).unwrap();
+    until("all three are counted", || {
+        metric(&server, "iris_connections") == 3
+    });
+    let mut fourth = TcpStream::connect(server.address).unwrap();
+    assert!(is_closed(&mut fourth));
+    assert_eq!(
+        reason(&server, "iris_connections_refused_total", "address"),
+        1
+    );
+    drop(silent);
+    until("there is room", || metric(&server, "iris_connections") == 2);
+    Raw::login(&server, "carl");
+    ann.send_accepted("ben", 1, b"undisturbed");
+}
+
+/// R
+#[test]
+fn strangers_take_no_place_of_a_session_however_many_come() {
+    let (_data, server) = start(&[
+        ("IRIS_LIMITS__HANDSHAKES_PER_CORE", "4"),
+        ("IRIS_LIMITS__HELLO_TIMEOUT_MS", "2000"),
+    ]);
+    let mut ann = Raw::login(&server, "ann");
+    let strangers: Vec<_> = (0..64)
+        .map(|_| TcpStream::connect(server.address).unwrap())
+        .collect();
+    until("56 are sent away", || {
+        reason(&server, "iris_connections_refused_total", "handshakes") == 56
+    });
+    assert!(metric(&server, "iris_strangers") <= 8);
+    ann.send_accepted("ann", 1, b"undisturbed");
+    assert!(
+        strangers
+            .into_iter()
+            .all(|mut stranger| is_closed(&mut stranger))
+    );
+    until("there is room", || metric(&server, "iris_strangers") == 0);
+    Raw::login(&server, "ben");
+}
+
+/// R
+#[test]
+fn after_too_many_failed_logins_none_is_tried_for_a_while_and_a_users_are_his_own() {
+    let (_data, server) = start(&[
+        ("IRIS_LIMITS__FAILED_LOGINS_PER_USER_PER_MINUTE", "3"),
+        ("IRIS_LIMITS__FAILED_LOGINS_PER_MINUTE", "5"),
+    ]);
+    let identity = server.identity();
+    let try_as = |user: &str, is_good: bool| {
+        let mut token = identity.token(user);
+        if !is_good {
+            let end = token.len() - 20;
+            let other = if token.as_bytes()[end] == b'A' {
+                "B"
+            } else {
+                "A"
+            };
+            token.replace_range(end..=end, other);
+        }
+        let mut client = Raw::connect(server.address, &identity);
+        client.hello(&token, &Hello::default());
+        match client.next() {
+            ServerFrame::Goodbye(goodbye) => Err((goodbye.reason(), goodbye.retry_after_ms)),
+            _ => Ok(()),
+        }
+    };
+    for _ in 0..3 {
+        assert_eq!(try_as("ann", false), Err((GoodbyeReason::BadToken, 0)));
+    }
+    // Not even a good one is looked at; the time is what one of three a minute takes.
+    let (reason_said, retry_ms) = try_as("ann", true).unwrap_err();
+    assert_eq!(reason_said, GoodbyeReason::Overloaded);
+    assert!((1..=20_000).contains(&retry_ms), "{retry_ms}");
+    assert_eq!(try_as("ben", true), Ok(()));
+    for _ in 0..2 {
+        assert_eq!(try_as("carl", false), Err((GoodbyeReason::BadToken, 0)));
+    }
+    let (reason_said, retry_ms) = try_as("ben", true).unwrap_err();
+    assert_eq!(reason_said, GoodbyeReason::Overloaded);
+    assert!((1..=12_000).contains(&retry_ms), "{retry_ms}");
+    assert_eq!(reason(&server, "iris_logins_refused_total", "token"), 5);
+    assert_eq!(reason(&server, "iris_logins_refused_total", "rate"), 2);
+}
+
+/// R: B-7, A-5
+#[test]
+fn a_client_that_asks_and_does_not_read_is_cut_and_costs_others_nothing() {
+    let (_data, server) = start(&[("IRIS_LIMITS__WRITE_TIMEOUT_MS", "1000")]);
+    let mut ann = Raw::login(&server, "ann");
+    for n in 1..=400 {
+        ann.send_accepted("ben", n, &vec![7; 60_000]);
+    }
+    let mut ben = Raw::login(&server, "ben");
+    let fetch = v2::Fetch {
+        tag: 7,
+        after: 0,
+        limit: 1_000,
+    };
+    // Far more than what the kernel holds for a socket; the answers are never read.
+    ben.write(ClientFrame::Fetch(fetch));
+    until("the client is cut", || {
+        ann.send("carl", 1, b"still served");
+        assert!(matches!(ann.next(), ServerFrame::Accepted(_)));
+        reason(&server, "iris_connections_cut_total", "read") == 1
+    });
+    until("it is gone", || metric(&server, "iris_sessions") == 1);
+}
+
+/// R: A-5, B-7
+#[test]
+fn a_frame_that_is_begun_and_not_finished_ends_its_session_in_time() {
+    let (_data, server) = start(&[("IRIS_LIMITS__FRAME_TIMEOUT_MS", "1000")]);
+    let mut ann = Raw::login(&server, "ann");
+    let mut ben = Raw::login(&server, "ben");
+    ben.write_bytes(&[0, 0]); // half a length
+    assert_eq!(ben.goodbye(), GoodbyeReason::BadFrame);
+    assert_eq!(reason(&server, "iris_connections_cut_total", "frame"), 1);
+    // A record that is never finished is as good as a frame.
+    let mut carl = Raw::login(&server, "carl");
+    carl.write_unsealed(&[23, 3, 3, 1, 0]);
+    assert_eq!(carl.goodbye(), GoodbyeReason::BadFrame);
+    assert_eq!(ann.until_pong(), [], "who is silent between frames stays");
+}
+
+/// R: A-6, B-7
+#[test]
+fn a_client_that_floods_pings_is_read_more_slowly_and_gets_every_answer() {
+    let (_data, server) = start(&[]);
+    let (mut ann, mut ben) = (Raw::login(&server, "ann"), Raw::login(&server, "ben"));
+    const PINGS: u64 = 1_200; // the burst, and what is earned in two seconds
+    for nonce in 1..=PINGS {
+        ben.write(ClientFrame::Ping(v2::Ping { nonce }));
+    }
+    ann.send_accepted("ann", 1, b"undisturbed");
+    for nonce in 1..=PINGS {
+        assert_eq!(ben.next(), ServerFrame::Pong(v2::Pong { nonce }));
+    }
+    assert!(metric(&server, "iris_sessions_throttled_total") >= 1);
+}
+
+/// R. Handshakes beyond a turn's budget wait their turn, and none is lost.
+#[test]
+fn handshakes_that_come_all_at_once_are_all_done() {
+    let (_data, server) = start(&[]);
+    let mut ann = Raw::login(&server, "ann");
+    let identity = server.identity();
+    let clients: Vec<_> = (0..64)
+        .map(|number| {
+            let mut client = Raw::connect(server.address, &identity);
+            client.start_handshake();
+            (number, client)
+        })
+        .collect();
+    ann.send_accepted("ann", 1, b"meanwhile");
+    for (number, mut client) in clients {
+        client.hello(
+            &identity.token(&format!("user-{number}")),
+            &Hello::default(),
+        );
+        client.welcome();
+    }
+    assert!(metric(&server, "iris_handshakes_deferred_total") >= 1);
+}
