@@ -102,6 +102,8 @@ pub struct Verifier {
     chain: Option<Chain>,
     /// The last record that was removed, as the log itself says.
     removed: u64,
+    /// Where the switch began a new chain: no fault of the file that does.
+    broken: Vec<String>,
     torn: Option<(String, u64)>,
 }
 
@@ -164,7 +166,7 @@ impl Verifier {
         let prev = known.prev.as_deref().and_then(unhex);
         if known.after_damage == Some(true) && begins {
             let text = "the switch found what is before this record damaged, and began a new chain";
-            self.verdict.finding(format!("{place}: {text}"));
+            self.broken.push(format!("{place}: {text}"));
         } else if let Some(chain) = self.chain {
             if begins && prev != Some(chain.hash) {
                 let text = "does not go on from the record before: some are missing";
@@ -198,6 +200,9 @@ impl Verifier {
     /// The verdict about all files, which end no sooner than each of `ends` says, if they are whole.
     #[must_use]
     pub fn finish(mut self, ends: &[(&str, Chain)]) -> Verdict {
+        for broken in std::mem::take(&mut self.broken) {
+            self.verdict.finding(broken);
+        }
         let last = self.verdict.last.map_or(0, |chain| chain.last);
         let is_short = ends.iter().any(|(_, end)| end.last > last);
         if let Some((name, bytes)) = self.torn.take() {

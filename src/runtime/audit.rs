@@ -228,7 +228,7 @@ impl Writer {
     fn failed(&mut self, count: u64, error: &io::Error, now: Clock) {
         if self.lost == 0 {
             let path = self.directory.display();
-            tracing::error!(%path, %error, "the audit log cannot be written; events are counted until it can be, free space or mend the disk");
+            tracing::warn!(%path, %error, "the audit log cannot be written; events are counted until it can be, free space or mend the disk");
         }
         self.lost += count;
         self.pending.clear();
@@ -626,6 +626,11 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), cut);
         let verdict = verify(data.path(), None).unwrap();
         assert!(!verdict.is_sound(), "{verdict:?}");
+        assert_eq!(list(&directory).unwrap().len(), 2);
+        // The new chain is gone on with.
+        let (mut writer, mut queue) = self::writer(data.path());
+        queue.put(1, Event::Stop);
+        writer.turn(Clock::read(), true);
         assert_eq!(list(&directory).unwrap().len(), 2);
     }
 }
