@@ -16,6 +16,7 @@
 //! never lets the executor park (`docs/decisions/0005-the-core-sleeps-in-its-own-ring.md`).
 
 mod answers;
+mod auditing;
 mod connection;
 mod expiry;
 mod hooks;
@@ -38,6 +39,7 @@ use iris_proto::id::SendEpoch;
 use iris_proto::v2::GoodbyeReason;
 
 use super::admission::Admission;
+use super::audit::Queue;
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
 use super::policy::Policy;
@@ -108,6 +110,7 @@ pub(super) struct CoreParts {
     pub placement: Placement,
     pub policy: Arc<Policy>,
     pub revoked: Arc<Revocations>,
+    pub audit: Queue,
     pub admission: Arc<Admission>,
     pub cluster: [u8; 16],
     pub logs: Vec<(LogId, Store, Files)>,
@@ -126,6 +129,7 @@ pub(super) struct Core {
     policy: Arc<Policy>,
     /// Tokens that are refused although they are good.
     revoking: Revoking,
+    audit: Queue,
     /// What all cores know of addresses.
     admission: Arc<Admission>,
     /// What users may still send; `None`: as much as they like.
@@ -195,6 +199,7 @@ impl Core {
             rates: parts.policy.limits.messages.map(Buckets::new),
             policy: parts.policy,
             revoking: Revoking::new(parts.revoked),
+            audit: parts.audit,
             admission: parts.admission,
             talk_rate: Rate::new(TALK_PER_S, 1, TALK_BURST).expect("more than none"),
             ladder: Ladder::default(),
@@ -357,6 +362,7 @@ impl Core {
         }
         self.next_tick = self.now.monotonic + TICK;
         self.lanes.release_held(&self.now);
+        self.audit.settle(self.now.unix_ms);
         if self.populating == 0 {
             self.lanes.unmap_removed();
         }
