@@ -101,6 +101,14 @@ impl Raw {
         (client, welcome)
     }
 
+    /// Does the handshake now, and not with the first frame.
+    pub fn shake_hands(&mut self) {
+        while self.stream.conn.is_handshaking() {
+            let (conn, sock) = (&mut self.stream.conn, &mut self.stream.sock);
+            conn.complete_io(sock).unwrap();
+        }
+    }
+
     /// Sends the ClientHello and waits for nothing.
     pub fn start_handshake(&mut self) {
         self.stream.conn.write_tls(&mut self.stream.sock).unwrap();
@@ -141,6 +149,11 @@ impl Raw {
         wire::encode_client(&mut bytes, frame);
         self.stream.write_all(&bytes)?;
         self.stream.flush()
+    }
+
+    /// Writes to a switch that may have said Goodbye and closed.
+    pub fn write_if_open(&mut self, frame: ClientFrame) {
+        let _ = self.try_write(frame);
     }
 
     pub fn write_bytes(&mut self, bytes: &[u8]) {

@@ -290,7 +290,8 @@ impl Core {
 
     /// Turns an entering connection into a session and says Welcome.
     pub(super) fn go_live(&mut self, connection: &mut Connection) {
-        let State::Entering(login) = std::mem::replace(&mut connection.state, State::Closing)
+        // Until it is live it is one that is told why, if it may not be.
+        let State::Entering(login) = std::mem::replace(&mut connection.state, State::Greeting)
         else {
             unreachable!("only entering connections go live");
         };
