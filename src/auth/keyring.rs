@@ -177,6 +177,11 @@ impl Keyring {
         Ok(Self { verifiers, rules })
     }
 
+    /// Seconds that an issuer's clock may differ from ours.
+    pub fn leeway_s(&self) -> u64 {
+        self.rules.leeway_s
+    }
+
     /// The ids of its keys.
     pub fn kids(&self) -> impl Iterator<Item = &str> {
         self.verifiers.iter().map(|one| one.kid.as_str())

@@ -27,6 +27,7 @@ mod claims;
 mod jwks;
 mod keyring;
 mod mint;
+mod revoked;
 #[cfg(test)]
 mod tests;
 
@@ -42,8 +43,13 @@ pub use jwks::{
 };
 pub use keyring::{Key, KeyError, Keyring, claimed_user};
 pub use mint::{MintError, MintRequest, SigningKey, mint};
+pub use revoked::{
+    ListFault, REVOCATION_KEPT_S, REVOCATIONS_BYTES_MAX, REVOCATIONS_MAX, REVOKE_AHEAD_S_MAX,
+    Revocations, Revoke, RevokeError,
+};
 
-/// Seconds that a token may be valid ahead of now. Over it: [`AuthError::LivesTooLong`].
+/// Seconds that a token may be valid ahead of now, and from `iat` on. Over it:
+/// [`AuthError::LivesTooLong`].
 pub const TOKEN_LIFE_S_MAX: u64 = 24 * 60 * 60;
 /// Seconds that the issuer's clock may differ from ours, at most, however it is configured.
 pub const LEEWAY_S_MAX: u64 = 300;

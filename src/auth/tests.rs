@@ -1,7 +1,9 @@
 //! Every way into the switch, and every refusal.
 
 mod attacks;
+mod examples;
 mod key_sets;
+mod revoked;
 
 use std::sync::LazyLock;
 

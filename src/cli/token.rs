@@ -52,6 +52,9 @@ pub(super) struct TokenArgs {
     /// Whom it is for (`aud`)
     #[arg(long, value_name = "AUDIENCE", default_value = "iris")]
     audience: String,
+    /// The token's own id (`jti`), by which it can be revoked [default: a new one]
+    #[arg(long, value_name = "ID")]
+    jti: Option<String>,
     /// Where the development key is
     #[arg(long, value_name = "DIR", default_value = DATA_DEFAULT)]
     data: PathBuf,
@@ -89,7 +92,8 @@ fn life(text: &str) -> Result<u64, String> {
 
 pub(super) fn run(args: &TokenArgs) -> Result<(), Failure> {
     let (key, issuer) = signing_key(args)?;
-    let jti = uuid::Uuid::now_v7().to_string();
+    let jti = args.jti.clone();
+    let jti = jti.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
     let request = MintRequest {
         user: &args.user,
         device: args.device.as_ref(),

@@ -21,6 +21,7 @@ pub mod policy;
 pub mod preflight;
 pub mod reactor;
 pub mod report;
+pub mod revocation;
 mod serve;
 mod start;
 pub mod storage;

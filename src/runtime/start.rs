@@ -9,13 +9,16 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin};
 use thiserror::Error;
 
-use super::admin::{Admin, AdminError, Line};
+use super::admin::{Admin, AdminError, Line, RevokeLine, Revoker};
 use super::admission::Admission;
+use super::clock::Clock;
 use super::mesh::{Mesh, Parcel, Peer};
 use super::policy::Policy;
 use super::reactor::{Control, Core, CoreParts, Hooks};
+use super::revocation::{RevocationFile, RevocationFileError};
 use super::storage::{DataDir, DataDirError, Files, Format, LogError, Upkeep, open_log};
 use super::stream::{Doorbell, Sockets, SocketsConfig, StartError};
+use crate::auth::Revocations;
 use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::ring::{Consumer, Producer, Sleeper, link};
 use crate::shard::ShardConfig;
@@ -23,9 +26,10 @@ use crate::store::Store;
 
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
-/// Orders that wait for a core: one to drain, one to report, one to adopt a policy, and room. Of reports
-/// and policies at most one waits with each core, so that an order to drain always finds a place.
-const ORDERS_MAX: usize = 4;
+/// Orders that wait for a core: one to drain, one to report, one to adopt a policy, one to revoke, and
+/// room. Of all but the first at most one waits with each core, so that an order to drain always finds a
+/// place.
+const ORDERS_MAX: usize = 5;
 /// How long a core may take to adopt a policy before it is called silent. A healthy one does within its
 /// tick of 50 ms.
 pub const ADOPT_MAX: Duration = Duration::from_secs(2);
@@ -62,6 +66,9 @@ pub enum NodeError {
     /// A log cannot be read.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The list of revoked tokens cannot be used.
+    #[error(transparent)]
+    Revocations(#[from] RevocationFileError),
     /// A core's rings cannot be set up.
     #[error(transparent)]
     Rings(#[from] StartError),
@@ -122,6 +129,8 @@ pub struct Running {
     address: SocketAddr,
     control: Vec<Order>,
     threads: Vec<glommio::ExecutorJoinHandle<Vec<(LogId, u64)>>>,
+    /// What the cores started with.
+    revoked: (RevocationFile, Arc<Revocations>),
     /// Gone before `data`, whose lock says that the socket's file is ours.
     admin: Option<Admin>,
     /// Keeps the lock for as long as the cores run.
@@ -147,7 +156,14 @@ impl Running {
             Line::new(order.control.clone(), move || doorbell.ring())
         });
         let lines = lines.collect();
-        self.admin = Some(Admin::open(self.data.path(), self.address, lines)?);
+        let revoking = self.control.iter().map(|order| {
+            let doorbell = order.doorbell.clone();
+            RevokeLine::new(order.control.clone(), move || doorbell.ring())
+        });
+        let (file, list) = self.revoked.clone();
+        let revoker = Revoker::new(file, list, revoking.collect());
+        let path = self.data.path();
+        self.admin = Some(Admin::open(path, self.address, lines, revoker)?);
         Ok(())
     }
 
@@ -224,6 +240,7 @@ struct Go {
 pub fn start(options: Options) -> Result<Running, NodeError> {
     let data = Arc::new(DataDir::open(&options.data, &options.format)?);
     let super_block = data.super_block();
+    let revoked = revocations(&data)?;
     let cores = u16::try_from(options.processors.len()).unwrap_or(u16::MAX);
     // Both are below 65,536: a super block with more is refused when it is read.
     let narrow = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
@@ -233,8 +250,6 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     let sleepers: Vec<_> = (0..cores).map(|_| Arc::new(Sleeper::new())).collect();
     let (admission, mut starting) = (Admission::new(), Vec::new());
     for (index, &processor) in options.processors.iter().enumerate() {
-        let (prepared, is_prepared) = bounded(1);
-        let (go, may_go) = bounded(1);
         let (control, orders) = bounded(ORDERS_MAX);
         let seed = Seed {
             #[expect(clippy::cast_possible_truncation, reason = "counted as u16 above")]
@@ -242,54 +257,66 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
             placement,
             cluster: super_block.data_name(),
             options: options.clone(),
+            revoked: Arc::clone(&revoked.1),
             data: data.clone(),
             admission: admission.clone(),
             sleeper: sleepers[index].clone(),
             orders,
         };
-        let thread = LocalExecutorBuilder::new(Pin::Fixed(processor))
-            .name(&format!("iris-core-{index}"))
-            .io_memory(EXECUTOR_IO_MEMORY)
-            .spawn(move || seed.run(prepared, may_go))
-            .map_err(|error| NodeError::Executor {
-                processor,
-                reason: error.to_string(),
-            })?;
-        starting.push((thread, is_prepared, go, control));
+        starting.push((seed.plant(processor)?, control));
     }
     let mut doorbells = Vec::new();
-    for (index, (_, is_prepared, ..)) in starting.iter().enumerate() {
-        let processor = options.processors[index];
-        let doorbell = is_prepared.recv().map_err(|_| NodeError::Executor {
-            processor,
-            reason: "it ended before it was ready".to_owned(),
-        })??;
-        doorbells.push(doorbell);
+    for (started, _) in &starting {
+        doorbells.push(started.doorbell()?);
     }
     let meshes = weave(&sleepers, &doorbells);
     let mut running = Running {
         address,
         control: Vec::new(),
         threads: Vec::new(),
+        revoked,
         admin: None,
         data,
     };
-    for ((((thread, _, go, control), mesh), listener), doorbell) in starting
-        .into_iter()
-        .zip(meshes)
-        .zip(listeners)
-        .zip(doorbells)
-    {
+    let rest = meshes.into_iter().zip(listeners).zip(doorbells);
+    for ((started, control), ((mesh, listener), doorbell)) in starting.into_iter().zip(rest) {
         // A core that is gone has sent its error above.
-        let _ = go.send(Go { mesh, listener });
+        let _ = started.go.send(Go { mesh, listener });
         running.control.push(Order {
             control,
             doorbell,
             adopting: None,
         });
-        running.threads.push(thread);
+        running.threads.push(started.thread);
     }
     Ok(running)
+}
+
+/// The list of revoked tokens that the cores start with, and its file.
+fn revocations(data: &DataDir) -> Result<(RevocationFile, Arc<Revocations>), NodeError> {
+    let was_used = data.super_block().incarnation > 1;
+    let (file, mut revoked) = RevocationFile::open(data.path(), was_used)?;
+    revoked.expire(Clock::read().unix_s());
+    Ok((file, Arc::new(revoked)))
+}
+
+/// A core whose thread has been started.
+struct Started {
+    processor: usize,
+    thread: glommio::ExecutorJoinHandle<Vec<(LogId, u64)>>,
+    prepared: Receiver<Prepared>,
+    go: Sender<Go>,
+}
+
+impl Started {
+    /// Waits until the core could serve.
+    fn doorbell(&self) -> Prepared {
+        let prepared = self.prepared.recv();
+        prepared.map_err(|_| NodeError::Executor {
+            processor: self.processor,
+            reason: "it ended before it was ready".to_owned(),
+        })?
+    }
 }
 
 /// One listener per core on the same address: the kernel spreads connections over them.
@@ -360,6 +387,7 @@ struct Seed {
     placement: Placement,
     cluster: [u8; 16],
     options: Options,
+    revoked: Arc<Revocations>,
     data: Arc<DataDir>,
     admission: Arc<Admission>,
     sleeper: Arc<Sleeper>,
@@ -367,6 +395,27 @@ struct Seed {
 }
 
 impl Seed {
+    /// Starts the core's thread on its processor.
+    fn plant(self, processor: usize) -> Result<Started, NodeError> {
+        let (prepared, is_prepared) = bounded(1);
+        let (go, may_go) = bounded(1);
+        let builder = LocalExecutorBuilder::new(Pin::Fixed(processor));
+        let thread = builder
+            .name(&format!("iris-core-{}", self.id.0))
+            .io_memory(EXECUTOR_IO_MEMORY)
+            .spawn(move || self.run(prepared, may_go))
+            .map_err(|error| NodeError::Executor {
+                processor,
+                reason: error.to_string(),
+            })?;
+        Ok(Started {
+            processor,
+            thread,
+            prepared: is_prepared,
+            go,
+        })
+    }
+
     /// The life of one core.
     async fn run(self, prepared: Sender<Prepared>, may_go: Receiver<Go>) -> Vec<(LogId, u64)> {
         let ready = self.recover().and_then(|logs| {
@@ -394,6 +443,7 @@ impl Seed {
             id: self.id,
             placement: self.placement,
             policy: self.options.policy,
+            revoked: self.revoked,
             admission: self.admission,
             cluster: self.cluster,
             logs,

@@ -20,6 +20,7 @@ mod offline;
 mod raw;
 mod reauth;
 mod reload;
+mod revoke;
 mod small_disk;
 mod start;
 mod tour;

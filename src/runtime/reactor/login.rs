@@ -237,6 +237,9 @@ impl Core {
     fn enter(&mut self, connection: &mut Connection, login: Box<Login>) {
         let identity = login.identity.clone();
         connection.state = State::Entering(login);
+        if self.turn_away(connection, &identity) {
+            return;
+        }
         let shard = self.placement.shard_of(identity.hash);
         // Itself included.
         let is_full = self.sockets.count() - self.strangers > self.policy.connections_per_core_max;
@@ -290,17 +293,15 @@ impl Core {
 
     /// Turns an entering connection into a session and says Welcome.
     pub(super) fn go_live(&mut self, connection: &mut Connection) {
-        // Until it is live it is one that is told why, if it may not be.
-        let State::Entering(login) = std::mem::replace(&mut connection.state, State::Greeting)
-        else {
+        let State::Entering(login) = &connection.state else {
             unreachable!("only entering connections go live");
         };
-        let Login {
-            identity,
-            resume_after,
-            session,
-            at,
-        } = *login;
+        let (identity, at) = (login.identity.clone(), login.at);
+        let (resume_after, session) = (login.resume_after, login.session);
+        // Before it replaces one that may stay.
+        if self.turn_away(connection, &identity) {
+            return;
+        }
         let shard = self.placement.shard_of(identity.hash);
         let users = self.lanes.shard(shard).map(|shard| shard.users());
         let slot = users.and_then(|users| users.find(identity.user.as_str(), identity.hash));

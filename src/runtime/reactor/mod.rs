@@ -25,6 +25,7 @@ mod login;
 mod outbound;
 mod patience;
 mod report;
+mod revoking;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -43,6 +44,7 @@ use super::policy::Policy;
 use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
+use crate::auth::Revocations;
 use crate::limit::{Buckets, Ladder, Rate, Shed};
 use crate::placement::{CoreId, LogId, Placement, ShardId, UserHash};
 use crate::ring::Sleeper;
@@ -54,6 +56,7 @@ pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
 use login::HANDSHAKES_PER_TURN;
 use patience::{TALK_BURST, TALK_PER_S};
+use revoking::Revoking;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
 pub const EVENTS_PER_TURN: usize = 512;
@@ -85,6 +88,13 @@ pub enum Control {
         /// Told when it is done.
         taken: Sender<()>,
     },
+    /// From now on these tokens are refused, and whoever is here with one leaves.
+    Revoke {
+        /// What replaces the list before.
+        list: Arc<Revocations>,
+        /// Told when nobody is left whom it hits.
+        taken: Sender<()>,
+    },
     /// Say goodbye to everybody, finish what is under way, and end by this instant.
     Drain {
         /// What is still open then is cut.
@@ -97,6 +107,7 @@ pub(super) struct CoreParts {
     pub id: CoreId,
     pub placement: Placement,
     pub policy: Arc<Policy>,
+    pub revoked: Arc<Revocations>,
     pub admission: Arc<Admission>,
     pub cluster: [u8; 16],
     pub logs: Vec<(LogId, Store, Files)>,
@@ -113,6 +124,8 @@ pub(super) struct Core {
     sockets: Sockets,
     /// Certificate, keys and limits. A core's own reference: a new one comes by its control channel.
     policy: Arc<Policy>,
+    /// Tokens that are refused although they are good.
+    revoking: Revoking,
     /// What all cores know of addresses.
     admission: Arc<Admission>,
     /// What users may still send; `None`: as much as they like.
@@ -181,6 +194,7 @@ impl Core {
             sockets,
             rates: parts.policy.limits.messages.map(Buckets::new),
             policy: parts.policy,
+            revoking: Revoking::new(parts.revoked),
             admission: parts.admission,
             talk_rate: Rate::new(TALK_PER_S, 1, TALK_BURST).expect("more than none"),
             ladder: Ladder::default(),
@@ -260,6 +274,7 @@ impl Core {
         self.carry_out();
         self.retry_stalled();
         self.tick();
+        self.sweep();
         let more_input = self.sockets.has_work();
         self.lanes.poll(&self.now, more_input, &mut self.sockets);
         self.carry_out();
@@ -275,6 +290,7 @@ impl Core {
             && self.handshakes.is_empty()
             && (may_go_on || self.is_congested() || self.draining.is_some())
             && self.lanes.effects.is_empty()
+            && !self.revoking.is_sweeping()
             && !self.lanes.can_launch()
             && !self.mesh.is_dirty()
             && self.now.monotonic < self.next_tick
@@ -351,6 +367,7 @@ impl Core {
                     self.adopt(policy);
                     let _ = taken.try_send(()); // who sent it may have given up waiting
                 }
+                Control::Revoke { list, taken } => self.revoke(list, taken),
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }
