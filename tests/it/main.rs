@@ -14,6 +14,7 @@ mod gate;
 mod harness;
 mod hygiene;
 mod limits;
+mod live_fuzz;
 mod load;
 mod login;
 mod offline;
