@@ -88,6 +88,8 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// Its private key in PEM.
     pub key: PathBuf,
+    /// Authorities in PEM, of one of which a client must show a certificate. `None`: clients need none.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// `[auth]`: whom the switch believes.
@@ -415,6 +417,7 @@ impl Config {
             tls: Tls {
                 certificate: settled.path("tls.certificate")?,
                 key: settled.path("tls.key")?,
+                client_ca: settled.optional_path("tls.client_ca")?,
             },
             auth: Auth {
                 rules,
@@ -508,6 +511,7 @@ impl Config {
         config.tls = Tls {
             certificate: files.certificate,
             key: files.key,
+            client_ca: None,
         };
         config.auth.keys = vec![dev_key(files.token_verify)];
         Ok(config)

@@ -6,6 +6,7 @@
 )]
 
 mod admin;
+mod certificates;
 mod crash;
 mod delivery;
 mod failed_sync;
