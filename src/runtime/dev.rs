@@ -28,6 +28,8 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
+use zeroize::Zeroizing;
+
 use super::clock::Clock;
 use crate::auth::{MintError, SigningKey};
 
@@ -140,7 +142,7 @@ impl DevFiles {
     /// Reads the key that signs development tokens.
     pub fn signing_key(&self) -> Result<SigningKey, DevError> {
         let path = &self.token_signing;
-        let material = fs::read(path).map_err(failed("read", path))?;
+        let material = Zeroizing::new(fs::read(path).map_err(failed("read", path))?);
         SigningKey::read(KID, &material).map_err(|source| DevError::SigningKey {
             path: path.clone(),
             source,
@@ -346,7 +348,7 @@ mod tests {
         let key = Key {
             kid: KID.into(),
             algorithm: Algorithm::EdDsa,
-            material: fs::read(&files.token_verify).unwrap(),
+            material: fs::read(&files.token_verify).unwrap().into(),
         };
         let rules = Rules {
             issuer: Some(ISSUER.into()),

@@ -27,7 +27,7 @@ use super::certificate::{Validity, Watch};
 use super::start::Running;
 use super::tls::{TlsConfigError, certificates, server_config};
 use crate::auth::Keyring;
-use crate::config::{self, Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
+use crate::config::{self, Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded, read_secret};
 use crate::limit::Rate;
 
 /// Why a policy cannot be made.
@@ -113,7 +113,7 @@ impl Policy {
     /// Reads the files that the configuration names. What has not changed since `before` is kept.
     pub fn read(config: &Config, before: Option<&Self>) -> Result<Self, PolicyError> {
         let certificate = read_bounded(&config.tls.certificate, KEY_FILE_BYTES_MAX)?;
-        let key = read_bounded(&config.tls.key, KEY_FILE_BYTES_MAX)?;
+        let key = read_secret(&config.tls.key)?;
         let chain = certificates(&certificate)?;
         let client_authorities = client_authorities(config)?;
         let mut tls = server_config(&certificate, &key, client_authorities.as_deref())?;
@@ -122,6 +122,9 @@ impl Policy {
         };
         if let Some(before) = before.filter(is_same) {
             tls = Arc::clone(&before.tls); // the key belongs to the certificate, so it is the same one
+        }
+        for exposed in config.exposed() {
+            tracing::warn!("{exposed}");
         }
         let (keyring, skipped) = config.keyring()?;
         for one in skipped {

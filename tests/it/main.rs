@@ -23,6 +23,7 @@ mod raw;
 mod reauth;
 mod reload;
 mod revoke;
+mod secrets;
 mod small_disk;
 mod start;
 mod tour;

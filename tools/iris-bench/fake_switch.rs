@@ -76,7 +76,7 @@ impl FakeSwitch {
         let key = Key {
             kid: dev::KID.to_owned(),
             algorithm: Algorithm::EdDsa,
-            material: read(&files.token_verify),
+            material: read(&files.token_verify).into(),
         };
         let rules = Rules {
             issuer: Some(dev::ISSUER.to_owned()),
