@@ -18,6 +18,7 @@
 //! `assemble` is a pure function of its inputs; `load` reads the file and the environment for it, and
 //! `keyring` reads the key files.
 
+mod exposed;
 mod file;
 mod settings;
 #[cfg(test)]
@@ -29,6 +30,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use exposed::Exposed;
+use exposed::What;
 pub use settings::Complaint;
 pub use settings::{CORES_MAX, Cores, Source, describe};
 use settings::{MOVABLE, SETTINGS, Setting, Value, find};
@@ -38,6 +41,7 @@ use crate::auth::{
 };
 use crate::runtime::dev::{self, DevFiles};
 use crate::shard::retention::Retention;
+use zeroize::Zeroizing;
 
 const MS_PER_HOUR: u64 = 60 * 60 * 1_000;
 
@@ -65,6 +69,8 @@ pub struct Config {
     pub storage: Storage,
     /// `[log]`
     pub log: Log,
+    /// The file that it was read from.
+    file: Option<PathBuf>,
     settled: Settled,
 }
 
@@ -88,6 +94,8 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// Its private key in PEM.
     pub key: PathBuf,
+    /// Authorities in PEM, of one of which a client must show a certificate. `None`: clients need none.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// `[auth]`: whom the switch believes.
@@ -415,6 +423,7 @@ impl Config {
             tls: Tls {
                 certificate: settled.path("tls.certificate")?,
                 key: settled.path("tls.key")?,
+                client_ca: settled.optional_path("tls.client_ca")?,
             },
             auth: Auth {
                 rules,
@@ -453,6 +462,7 @@ impl Config {
                 },
                 level: settled.choice("log.level")?,
             },
+            file: None,
             settled,
         })
     }
@@ -480,13 +490,14 @@ impl Config {
             }
         })?;
         let environment = environment()?;
-        let file = file.zip(text.as_deref());
-        Self::assemble(&Inputs {
-            file,
+        let mut config = Self::assemble(&Inputs {
+            file: file.zip(text.as_deref()),
             environment: &environment,
             flags,
             dev,
-        })
+        })?;
+        config.file = file.map(Path::to_owned);
+        Ok(config)
     }
 
     /// The configuration of `iris serve --dev` with nothing from file or environment: for tests and
@@ -508,6 +519,7 @@ impl Config {
         config.tls = Tls {
             certificate: files.certificate,
             key: files.key,
+            client_ca: None,
         };
         config.auth.keys = vec![dev_key(files.token_verify)];
         Ok(config)
@@ -522,7 +534,7 @@ impl Config {
             file,
         } in &self.auth.keys
         {
-            let mut material = read_bounded(file, KEY_FILE_BYTES_MAX)?;
+            let mut material = read_secret(file)?;
             if *algorithm == Algorithm::Hs256 {
                 strip_newline(&mut material);
             }
@@ -534,7 +546,7 @@ impl Config {
         }
         let mut set = KeySet::default();
         if let Some(path) = &self.auth.jwks {
-            let text = read_bounded(path, KEY_FILE_BYTES_MAX)?;
+            let text = read_secret(path)?;
             set = KeySet::read(&text).map_err(|source| ConfigError::Jwks {
                 path: path.clone(),
                 source,
@@ -543,6 +555,36 @@ impl Config {
         let skipped = std::mem::take(&mut set.skipped);
         let keyring = Keyring::new(keys, set, self.auth.rules.clone())?;
         Ok((keyring, skipped))
+    }
+
+    /// The files whose permissions are too loose for what is in them, in order of their settings.
+    #[must_use]
+    pub fn exposed(&self) -> Vec<Exposed> {
+        let mut files = vec![(&self.tls.key, What::PrivateKey)];
+        files.extend(self.file.iter().map(|file| (file, What::Trusted)));
+        files.push((&self.tls.certificate, What::Trusted));
+        files.extend(self.tls.client_ca.iter().map(|file| (file, What::Trusted)));
+        files.extend(self.auth.keys.iter().map(|key| match key.algorithm {
+            Algorithm::Hs256 => (&key.file, What::Secret),
+            _ => (&key.file, What::Trusted),
+        }));
+        files.extend(self.auth.jwks.iter().map(|file| {
+            let text = read_secret(file).ok();
+            let set = text.and_then(|text| KeySet::read(&text).ok());
+            let has_secrets = set.is_some_and(|set| set.has_secrets());
+            (
+                file,
+                if has_secrets {
+                    What::Secret
+                } else {
+                    What::Trusted
+                },
+            )
+        }));
+        let files = files.into_iter();
+        files
+            .filter_map(|(path, what)| Exposed::look(path, what))
+            .collect()
     }
 
     /// The settings in which `newer` differs and which a running switch cannot take anew.
@@ -687,16 +729,30 @@ pub fn strip_newline(secret: &mut Vec<u8>) {
 
 /// A file's bytes, unless it is larger than a file of its kind can be.
 pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, ConfigError> {
+    let mut bytes = Vec::new();
+    read_into(&mut bytes, path, max)?;
+    Ok(bytes)
+}
+
+/// A key file's bytes, which are wiped when they go. Room for all is taken at once, so that none are left
+/// behind where the buffer was before it grew.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, ConfigError> {
+    let room = usize::try_from(KEY_FILE_BYTES_MAX + 1).unwrap_or(usize::MAX);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    read_into(&mut bytes, path, KEY_FILE_BYTES_MAX)?;
+    Ok(bytes)
+}
+
+fn read_into(bytes: &mut Vec<u8>, path: &Path, max: u64) -> Result<(), ConfigError> {
     use io::Read;
     let failed = |source| ConfigError::Read {
         path: path.to_owned(),
         source,
     };
-    let mut bytes = Vec::new();
     fs::File::open(path)
         .map_err(failed)?
         .take(max + 1)
-        .read_to_end(&mut bytes)
+        .read_to_end(bytes)
         .map_err(failed)?;
     if bytes.len() as u64 > max {
         return Err(ConfigError::TooLarge {
@@ -704,5 +760,5 @@ pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, ConfigError> {
             max,
         });
     }
-    Ok(bytes)
+    Ok(())
 }

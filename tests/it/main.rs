@@ -7,6 +7,7 @@
 
 mod admin;
 mod audit;
+mod certificates;
 mod crash;
 mod delivery;
 mod failed_sync;
@@ -15,6 +16,7 @@ mod gate;
 mod harness;
 mod hygiene;
 mod limits;
+mod live_fuzz;
 mod load;
 mod login;
 mod offline;
@@ -22,6 +24,7 @@ mod raw;
 mod reauth;
 mod reload;
 mod revoke;
+mod secrets;
 mod small_disk;
 mod start;
 mod tour;
