@@ -13,7 +13,7 @@ use super::admin::{Admin, AdminError, Line};
 use super::admission::Admission;
 use super::mesh::{Mesh, Parcel, Peer};
 use super::policy::Policy;
-use super::reactor::{Control, Core, CoreParts, Hooks};
+use super::reactor::{Control, Core, CoreParts, Farewells, Hooks};
 use super::storage::{DataDir, DataDirError, Files, Format, LogError, Upkeep, open_log};
 use super::stream::{Doorbell, Sockets, SocketsConfig, StartError};
 use crate::placement::{CoreId, HashKey, LogId, Placement};
@@ -231,7 +231,8 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     let placement = Placement::new(HashKey(super_block.hash_key), shards, logs, cores);
     let (address, listeners) = bind(options.listen, options.processors.len())?;
     let sleepers: Vec<_> = (0..cores).map(|_| Arc::new(Sleeper::new())).collect();
-    let (admission, mut starting) = (Admission::new(), Vec::new());
+    let (admission, farewells) = (Admission::new(), Farewells::new(usize::from(cores)));
+    let mut starting = Vec::new();
     for (index, &processor) in options.processors.iter().enumerate() {
         let (prepared, is_prepared) = bounded(1);
         let (go, may_go) = bounded(1);
@@ -244,6 +245,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
             options: options.clone(),
             data: data.clone(),
             admission: admission.clone(),
+            farewells: farewells.clone(),
             sleeper: sleepers[index].clone(),
             orders,
         };
@@ -362,6 +364,7 @@ struct Seed {
     options: Options,
     data: Arc<DataDir>,
     admission: Arc<Admission>,
+    farewells: Arc<Farewells>,
     sleeper: Arc<Sleeper>,
     orders: Receiver<Control>,
 }
@@ -395,6 +398,7 @@ impl Seed {
             placement: self.placement,
             policy: self.options.policy,
             admission: self.admission,
+            farewells: self.farewells,
             cluster: self.cluster,
             logs,
             mesh,

@@ -8,6 +8,7 @@
 mod admin;
 mod crash;
 mod delivery;
+mod drain;
 mod failed_sync;
 mod full_disk;
 mod gate;
