@@ -6,6 +6,7 @@
 )]
 
 mod admin;
+mod bench;
 mod crash;
 mod delivery;
 mod drain;
