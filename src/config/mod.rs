@@ -430,20 +430,7 @@ impl Config {
                 keys,
                 jwks: settled.optional_path("auth.jwks")?,
             },
-            limits: Limits {
-                hello_timeout_ms: settled.number("limits.hello_timeout_ms")?,
-                inbox_entries: settled.number("limits.inbox_entries")?,
-                connections_per_core: settled.number("limits.connections_per_core")?,
-                handshakes_per_core: settled.number("limits.handshakes_per_core")?,
-                connections_per_address: settled.number("limits.connections_per_address")?,
-                failed_logins_per_minute: settled.number("limits.failed_logins_per_minute")?,
-                failed_logins_per_user_per_minute: settled
-                    .number("limits.failed_logins_per_user_per_minute")?,
-                messages_per_s: settled.number("limits.messages_per_s")?,
-                messages_burst: settled.number("limits.messages_burst")?,
-                write_timeout_ms: settled.number("limits.write_timeout_ms")?,
-                frame_timeout_ms: settled.number("limits.frame_timeout_ms")?,
-            },
+            limits: limits(&settled)?,
             storage: Storage {
                 segment_bytes: settled.number("storage.segment_bytes")?,
                 checkpoint_bytes: settled.number("storage.checkpoint_bytes")?,
@@ -597,6 +584,23 @@ impl Config {
             .filter(|key| !MOVABLE.contains(&key.as_str()))
             .collect()
     }
+}
+
+fn limits(settled: &Settled) -> Result<Limits, ConfigError> {
+    Ok(Limits {
+        hello_timeout_ms: settled.number("limits.hello_timeout_ms")?,
+        inbox_entries: settled.number("limits.inbox_entries")?,
+        connections_per_core: settled.number("limits.connections_per_core")?,
+        handshakes_per_core: settled.number("limits.handshakes_per_core")?,
+        connections_per_address: settled.number("limits.connections_per_address")?,
+        failed_logins_per_minute: settled.number("limits.failed_logins_per_minute")?,
+        failed_logins_per_user_per_minute: settled
+            .number("limits.failed_logins_per_user_per_minute")?,
+        messages_per_s: settled.number("limits.messages_per_s")?,
+        messages_burst: settled.number("limits.messages_burst")?,
+        write_timeout_ms: settled.number("limits.write_timeout_ms")?,
+        frame_timeout_ms: settled.number("limits.frame_timeout_ms")?,
+    })
 }
 
 /// Writes the effective configuration as TOML, each value with its source.

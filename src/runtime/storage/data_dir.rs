@@ -231,7 +231,7 @@ fn create_private(path: &Path) -> Result<(), DataDirError> {
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    lock: File,
+    pub(super) lock: File,
     super_block: SuperBlock,
     /// The superblock on disk. Written at starts and stops only, by any core's thread.
     written: Written,
