@@ -228,3 +228,30 @@ pub enum AuthError {
     #[error("the token's `jti` must have 1 to {TOKEN_ID_BYTES_MAX} bytes")]
     BadTokenId,
 }
+
+impl AuthError {
+    /// The rule that was broken, as one word for records and counts.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } => "too_large",
+            Self::Malformed => "malformed",
+            Self::BadHeader => "bad_header",
+            Self::CriticalExtension => "critical_extension",
+            Self::KidMissing => "kid_missing",
+            Self::UnknownKid => "unknown_kid",
+            Self::AlgorithmNotTheKeys { .. } => "other_algorithm",
+            Self::BadSignature => "bad_signature",
+            Self::BadClaims { .. } => "bad_claims",
+            Self::NoExpiry => "no_expiry",
+            Self::Expired { .. } => "expired",
+            Self::LivesTooLong { .. } => "lives_too_long",
+            Self::NotYetValid { .. } => "not_yet_valid",
+            Self::WrongIssuer => "wrong_issuer",
+            Self::WrongAudience => "wrong_audience",
+            Self::BadUser(_) => "bad_user",
+            Self::BadDevice(_) => "bad_device",
+            Self::BadTokenId => "bad_token_id",
+        }
+    }
+}

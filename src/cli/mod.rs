@@ -7,6 +7,7 @@
 //! What a command does is elsewhere: this module reads arguments and prints results.
 
 mod admin;
+mod audit;
 mod backup;
 mod chat;
 mod completions;
@@ -51,6 +52,7 @@ Examples:
   iris serve --config /etc/iris/iris.toml   a switch as configured
   iris status                               whether it is ready, and why not
   iris revoke --user alice                  her tokens of before now open nothing any more
+  iris audit verify                         whether the audit log is as it was written
   iris config check --config iris.toml      what it would run with, and where each value comes from
   iris log verify                           whether everything on disk is as it was written
   iris backup --to /backup/iris-1           a copy, also while the switch runs
@@ -82,6 +84,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Refuse tokens that were good until now
     Revoke(revoke::RevokeArgs),
+    /// Verify the audit log
+    Audit(audit::AuditArgs),
     /// Make a token, with which a user logs in
     Token(token::TokenArgs),
     /// Send a message
@@ -120,6 +124,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(args) => serve::run(&args, program.as_deref().unwrap_or("iris")),
         Command::Status(args) => status::run(&args),
         Command::Revoke(args) => revoke::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Recv(args) => recv::run(&args),
@@ -193,6 +198,7 @@ mod tests {
         assert!(refused("iris token --user a --device dev\u{1}ce").contains("printable ASCII"));
         assert!(refused("iris token --user a --ttl 25h").contains("24h"));
         assert!(refused("iris token --user a --key f").contains("--kid"));
+        assert!(refused("iris audit verify --expect 7").contains("64 digits"));
         assert!(refused("iris revoke").contains("--user"));
         assert!(refused("iris revoke --user a --jti b").contains("cannot be used with"));
         assert!(refused("iris revoke --jti b --before 7").contains("cannot be used with"));

@@ -13,6 +13,7 @@
 
 pub mod admin;
 pub mod admission;
+pub mod audit;
 pub mod certificate;
 pub mod clock;
 pub mod dev;

@@ -26,6 +26,7 @@ use super::admission::FailureRates;
 use super::certificate::{Validity, Watch};
 use super::start::Running;
 use super::tls::{TlsConfigError, certificates, server_config};
+use crate::audit::{Event, short};
 use crate::auth::Keyring;
 use crate::config::{self, Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded, read_secret};
 use crate::limit::Rate;
@@ -206,6 +207,8 @@ impl<R: Fn() -> Result<Config, ConfigError>> Reloading<R> {
             Ok(adopted) => adopted,
             Err(why) => {
                 tracing::error!("SIGHUP: nothing was changed: {why}");
+                let outcome = short(&why);
+                running.audit(Event::Reload { outcome });
                 return;
             }
         };
@@ -224,6 +227,8 @@ impl<R: Fn() -> Result<Config, ConfigError>> Reloading<R> {
             connections_per_core = config.limits.connections_per_core,
             "SIGHUP: reloaded"
         );
+        let outcome = "done".to_owned();
+        running.audit(Event::Reload { outcome });
         self.certificate.renew(policy.validity);
         self.drain_timeout = Duration::from_millis(config.server.drain_timeout_ms);
         self.policy = policy;

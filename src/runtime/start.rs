@@ -11,13 +11,15 @@ use thiserror::Error;
 
 use super::admin::{Admin, AdminError, Line, RevokeLine, Revoker};
 use super::admission::Admission;
+use super::audit::{Audit, AuditError, Queue};
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel, Peer};
 use super::policy::Policy;
-use super::reactor::{Control, Core, CoreParts, Hooks};
+use super::reactor::{Control, Core, CoreParts, Farewells, Hooks};
 use super::revocation::{RevocationFile, RevocationFileError};
 use super::storage::{DataDir, DataDirError, Files, Format, LogError, Upkeep, open_log};
 use super::stream::{Doorbell, Sockets, SocketsConfig, StartError};
+use crate::audit::Event;
 use crate::auth::Revocations;
 use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::ring::{Consumer, Producer, Sleeper, link};
@@ -69,6 +71,9 @@ pub enum NodeError {
     /// The list of revoked tokens cannot be used.
     #[error(transparent)]
     Revocations(#[from] RevocationFileError),
+    /// There can be no audit thread.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A core's rings cannot be set up.
     #[error(transparent)]
     Rings(#[from] StartError),
@@ -131,6 +136,10 @@ pub struct Running {
     threads: Vec<glommio::ExecutorJoinHandle<Vec<(LogId, u64)>>>,
     /// What the cores started with.
     revoked: (RevocationFile, Arc<Revocations>),
+    /// For the starter, and for the admin thread until there is one.
+    queues: [Option<Queue>; 2],
+    /// Gone before `data`, and after whoever puts something into it.
+    audit: Audit,
     /// Gone before `data`, whose lock says that the socket's file is ours.
     admin: Option<Admin>,
     /// Keeps the lock for as long as the cores run.
@@ -161,10 +170,20 @@ impl Running {
             RevokeLine::new(order.control.clone(), move || doorbell.ring())
         });
         let (file, list) = self.revoked.clone();
-        let revoker = Revoker::new(file, list, revoking.collect());
+        let Some(queue) = self.queues[1].take() else {
+            return Ok(()); // it has been opened
+        };
+        let revoker = Revoker::new(file, list, revoking.collect(), queue);
         let path = self.data.path();
         self.admin = Some(Admin::open(path, self.address, lines, revoker)?);
         Ok(())
+    }
+
+    /// Notes something in the audit log.
+    pub fn audit(&mut self, event: Event) {
+        if let Some(queue) = &mut self.queues[0] {
+            queue.put(Clock::read().unix_ms, event);
+        }
     }
 
     /// Tells every core to say goodbye, finish and end, within `patience`; returns at once.
@@ -210,9 +229,9 @@ impl Running {
 
     /// Waits until all cores have ended, and notes how far the logs reach: should a later start find
     /// less, it knows that something was lost.
-    pub fn wait(self) -> Result<(), DataDirError> {
+    pub fn wait(mut self) -> Result<(), DataDirError> {
         let mut ends = self.data.super_block().durable_lsn.clone();
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             match thread.join() {
                 Ok(durable) => {
                     for (log, end) in durable {
@@ -222,7 +241,9 @@ impl Running {
                 Err(error) => tracing::error!(%error, "a core ended in an error"),
             }
         }
-        drop(self.admin);
+        drop(self.admin.take());
+        self.audit(Event::Stop);
+        drop(self.audit); // all is written, and synced
         self.data.record_durable(&ends)
     }
 }
@@ -241,6 +262,8 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     let data = Arc::new(DataDir::open(&options.data, &options.format)?);
     let super_block = data.super_block();
     let revoked = revocations(&data)?;
+    let (audit, mut queues) = Audit::start(data.path(), options.processors.len() + 2)?;
+    let queues_of_ours = [queues.pop(), queues.pop()];
     let cores = u16::try_from(options.processors.len()).unwrap_or(u16::MAX);
     // Both are below 65,536: a super block with more is refused when it is read.
     let narrow = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
@@ -248,8 +271,10 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     let placement = Placement::new(HashKey(super_block.hash_key), shards, logs, cores);
     let (address, listeners) = bind(options.listen, options.processors.len())?;
     let sleepers: Vec<_> = (0..cores).map(|_| Arc::new(Sleeper::new())).collect();
-    let (admission, mut starting) = (Admission::new(), Vec::new());
-    for (index, &processor) in options.processors.iter().enumerate() {
+    let (admission, farewells) = (Admission::new(), Farewells::new(usize::from(cores)));
+    let mut starting = Vec::new();
+    let both = options.processors.iter().zip(queues);
+    for (index, (&processor, audit)) in both.enumerate() {
         let (control, orders) = bounded(ORDERS_MAX);
         let seed = Seed {
             #[expect(clippy::cast_possible_truncation, reason = "counted as u16 above")]
@@ -258,8 +283,10 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
             cluster: super_block.data_name(),
             options: options.clone(),
             revoked: Arc::clone(&revoked.1),
+            audit,
             data: data.clone(),
             admission: admission.clone(),
+            farewells: farewells.clone(),
             sleeper: sleepers[index].clone(),
             orders,
         };
@@ -275,6 +302,8 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
         control: Vec::new(),
         threads: Vec::new(),
         revoked,
+        queues: queues_of_ours,
+        audit,
         admin: None,
         data,
     };
@@ -289,6 +318,10 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
         });
         running.threads.push(started.thread);
     }
+    running.audit(Event::Start {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+    });
     Ok(running)
 }
 
@@ -388,8 +421,10 @@ struct Seed {
     cluster: [u8; 16],
     options: Options,
     revoked: Arc<Revocations>,
+    audit: Queue,
     data: Arc<DataDir>,
     admission: Arc<Admission>,
+    farewells: Arc<Farewells>,
     sleeper: Arc<Sleeper>,
     orders: Receiver<Control>,
 }
@@ -444,7 +479,9 @@ impl Seed {
             placement: self.placement,
             policy: self.options.policy,
             revoked: self.revoked,
+            audit: self.audit,
             admission: self.admission,
+            farewells: self.farewells,
             cluster: self.cluster,
             logs,
             mesh,

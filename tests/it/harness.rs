@@ -37,6 +37,8 @@ pub struct Setup {
     pub environment: Vec<(&'static str, String)>,
     /// A configuration file instead of `--dev`.
     pub config: Option<PathBuf>,
+    /// Where it listens; port 0: one that the kernel chooses.
+    pub listen: SocketAddr,
 }
 
 impl Setup {
@@ -62,6 +64,7 @@ impl Default for Setup {
             cores: all_cores(2),
             environment: Vec::new(),
             config: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         }
     }
 }
@@ -107,7 +110,8 @@ impl Server {
 
     pub fn start_with(data: &Path, setup: &Setup) -> Self {
         let mut command = iris();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--cores", &setup.cores]);
+        let listen = setup.listen.to_string();
+        command.args(["serve", "--listen", &listen, "--cores", &setup.cores]);
         match &setup.config {
             Some(file) => command.arg("--config").arg(file),
             None => command.arg("--dev"),

@@ -6,9 +6,12 @@
 )]
 
 mod admin;
+mod audit;
+mod bench;
 mod certificates;
 mod crash;
 mod delivery;
+mod drain;
 mod failed_sync;
 mod full_disk;
 mod gate;

@@ -12,7 +12,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::audit::{Event, short};
 use crate::auth::{Revocations, Revoke, RevokeError};
+use crate::runtime::audit::Queue;
 use crate::runtime::clock::Clock;
 use crate::runtime::reactor::Control;
 use crate::runtime::revocation::RevocationFile;
@@ -141,12 +143,19 @@ pub struct Revoker {
     list: Arc<Revocations>,
     /// Counts the lists of this process; the one that the cores started with is 0.
     number: u64,
+    audit: Queue,
 }
 
 impl Revoker {
     /// `list` is what the file says and the cores have; `lines` are in the order of their numbers.
-    pub fn new(file: RevocationFile, list: Arc<Revocations>, lines: Vec<RevokeLine>) -> Self {
+    pub fn new(
+        file: RevocationFile,
+        list: Arc<Revocations>,
+        lines: Vec<RevokeLine>,
+        audit: Queue,
+    ) -> Self {
         Self {
+            audit,
             lines,
             file,
             list,
@@ -170,7 +179,9 @@ impl Revoker {
                 return;
             };
             let now_s = Clock::read().unix_s();
-            let outcome = self.revoke(&revoke.at(now_s), now_s).await;
+            let revoke = revoke.at(now_s);
+            let outcome = self.revoke(&revoke, now_s).await;
+            self.audit(revoke, outcome.as_ref().err());
             let _ = answer.send(outcome); // who asked may have left; it holds all the same
         }
     }
@@ -206,6 +217,23 @@ impl Revoker {
         })
     }
 
+    fn audit(&mut self, revoke: Revoke, failure: Option<&RevokeFailure>) {
+        let outcome = failure.map_or_else(|| "done".to_owned(), |why| short(&why.to_string()));
+        let (user, before_s, jti) = match revoke {
+            Revoke::User { user, before_s } => {
+                (Some(user.as_str().to_owned()), Some(before_s), None)
+            }
+            Revoke::Token { jti } => (None, None, Some(short(&jti))),
+        };
+        let event = Event::Revoke {
+            user,
+            before_s,
+            jti,
+            outcome,
+        };
+        self.audit.put(Clock::read().unix_ms, event);
+    }
+
     /// Gives the newest list to every core that has room for it; those that have not taken it.
     fn push(&mut self) -> Vec<usize> {
         let (number, list) = (self.number, &self.list);
@@ -219,6 +247,7 @@ impl Revoker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::audit::Audit;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -254,7 +283,8 @@ mod tests {
         let (file, list) = RevocationFile::open(data.path(), false).unwrap();
         let (control, orders) = bounded(4);
         let lines = vec![quick(), RevokeLine::new(control, || ())];
-        let mut revoker = Revoker::new(file, Arc::new(list), lines);
+        let (_audit, mut queues) = Audit::start(data.path(), 1).unwrap();
+        let mut revoker = Revoker::new(file, Arc::new(list), lines, queues.remove(0));
         let outcome = block_on(revoker.revoke(&token("one"), 1_000)).unwrap();
         assert_eq!((outcome.held, outcome.silent), (1, vec![1]));
         let outcome = block_on(revoker.revoke(&token("two"), 1_000)).unwrap();
@@ -279,7 +309,8 @@ mod tests {
         let (file, list) = RevocationFile::open(data.path(), false).unwrap();
         let (control, orders) = bounded(4);
         let lines = vec![RevokeLine::new(control, || ())];
-        let mut revoker = Revoker::new(file, Arc::new(list), lines);
+        let (_audit, mut queues) = Audit::start(data.path(), 1).unwrap();
+        let mut revoker = Revoker::new(file, Arc::new(list), lines, queues.remove(0));
         drop(orders);
         let outcome = block_on(revoker.revoke(&token("one"), 1_000)).unwrap();
         assert_eq!(outcome.silent, [0; 0]);

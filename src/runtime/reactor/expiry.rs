@@ -86,13 +86,12 @@ impl Core {
         let now_s = self.now.unix_s();
         let keyring = &self.policy.keyring;
         let verified = keyring.verify(&reauth.token, now_s);
-        let verified = verified.map_err(|error| error.to_string());
-        let judged = verified.and_then(|claims| {
+        let judged = verified.map_err(|error| error.word()).and_then(|claims| {
             if !may_renew(&live.session.identity, &claims) {
-                return Err("the token is of another user or device".to_owned());
+                return Err("other_user_or_device");
             }
             if self.revoking.list().hit(&claims, keyring.leeway_s()) {
-                return Err("the token is revoked".to_owned());
+                return Err("revoked");
             }
             Ok(Token::of(&claims))
         });
@@ -100,12 +99,15 @@ impl Core {
             Ok(token) => token,
             Err(why) => {
                 tracing::debug!(core = self.id.0, why, "a further token was refused");
+                let user = live.session.identity.user.as_str();
+                self.audit_refusal(why, connection.address, Some(user));
                 return reject(&mut connection.out, tag, RejectCode::BadToken, 0, 0, "");
             }
         };
         let expires_s = token.expires_s;
         live.session.identity.token = token;
         self.set_alarm(live, connection.id);
+        self.audit_renewal(&live.session.identity);
         let expires_in_s = expires_s.saturating_sub(now_s);
         let reauthed = v2::Reauthed { tag, expires_in_s };
         wire::encode_server(&mut connection.out, Frame::Reauthed(reauthed));

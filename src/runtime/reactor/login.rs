@@ -11,6 +11,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use iris_proto::id::Seq;
 use iris_proto::limits::FRAME_BYTES_MAX;
@@ -163,7 +164,8 @@ impl Core {
     /// Who a token speaks for. Where too many failed lately nothing is tried: neither can a password be
     /// guessed, so to speak, nor does guessing cost signatures.
     fn verify(&mut self, address: Option<IpAddr>, token: &str) -> Result<Claims, Leave> {
-        let rates = &self.policy.limits.failed_logins;
+        let policy = Arc::clone(&self.policy);
+        let rates = &policy.limits.failed_logins;
         let now_us = self.now_us();
         let suspect = address.filter(|address| self.admission.is_suspect(*address, now_us));
         if let Some(address) = suspect {
@@ -180,6 +182,7 @@ impl Core {
         verified.map_err(|error| {
             tracing::debug!(core = self.id.0, %error, "a login was refused");
             self.totals.failed_logins += 1;
+            self.audit_refusal(error.word(), address, None);
             if let Some(address) = address {
                 let user = claimed_user(token);
                 self.admission
@@ -342,6 +345,7 @@ impl Core {
                 .push(connection.id);
         }
         connection.decoder.set_max(FRAME_BYTES_MAX);
+        self.audit_login(&identity, connection.address);
         let session = Session::new(identity, cursor, start);
         let mut live = Live::new(session, at, shard, user, cursor);
         self.set_alarm(&mut live, connection.id);

@@ -16,7 +16,9 @@
 //! never lets the executor park (`docs/decisions/0005-the-core-sleeps-in-its-own-ring.md`).
 
 mod answers;
+mod auditing;
 mod connection;
+mod drain;
 mod expiry;
 mod hooks;
 mod inbound;
@@ -38,6 +40,7 @@ use iris_proto::id::SendEpoch;
 use iris_proto::v2::GoodbyeReason;
 
 use super::admission::Admission;
+use super::audit::Queue;
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
 use super::policy::Policy;
@@ -52,6 +55,8 @@ use crate::shard::user::UserSlot;
 use crate::store::Store;
 pub use connection::Handoff;
 use connection::{Connections, State};
+use drain::Draining;
+pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
 use login::HANDSHAKES_PER_TURN;
@@ -73,8 +78,6 @@ pub const ACK_GATHER_ENTRIES: u64 = 512;
 const EXPIRING_SLACK: usize = 1024;
 /// How long a peer may take to close after our Goodbye before we cut.
 pub const CLOSING_MAX: Duration = Duration::from_secs(2);
-/// Clients that are sent away by a shutdown come back within so many milliseconds, spread by jitter.
-pub const SHUTDOWN_RETRY_MS: u64 = 2_000;
 
 /// What other threads may ask of a core.
 #[derive(Clone, Debug)]
@@ -108,7 +111,9 @@ pub(super) struct CoreParts {
     pub placement: Placement,
     pub policy: Arc<Policy>,
     pub revoked: Arc<Revocations>,
+    pub audit: Queue,
     pub admission: Arc<Admission>,
+    pub farewells: Arc<Farewells>,
     pub cluster: [u8; 16],
     pub logs: Vec<(LogId, Store, Files)>,
     pub mesh: Mesh,
@@ -126,6 +131,7 @@ pub(super) struct Core {
     policy: Arc<Policy>,
     /// Tokens that are refused although they are good.
     revoking: Revoking,
+    audit: Queue,
     /// What all cores know of addresses.
     admission: Arc<Admission>,
     /// What users may still send; `None`: as much as they like.
@@ -177,8 +183,9 @@ pub(super) struct Core {
     now: Clock,
     next_tick: Instant,
     next_gathering: Instant,
-    draining: Option<Instant>,
-    has_said_goodbye: bool,
+    draining: Option<Draining>,
+    /// What all cores know of who has stopped.
+    farewells: Arc<Farewells>,
     /// Page-ins under way, and those who wait for one of them to end.
     populating: usize,
     waiting_to_populate: Vec<SocketId>,
@@ -195,6 +202,7 @@ impl Core {
             rates: parts.policy.limits.messages.map(Buckets::new),
             policy: parts.policy,
             revoking: Revoking::new(parts.revoked),
+            audit: parts.audit,
             admission: parts.admission,
             talk_rate: Rate::new(TALK_PER_S, 1, TALK_BURST).expect("more than none"),
             ladder: Ladder::default(),
@@ -232,7 +240,7 @@ impl Core {
             next_tick: now.monotonic,
             next_gathering: now.monotonic,
             draining: None,
-            has_said_goodbye: false,
+            farewells: parts.farewells,
             populating: 0,
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
@@ -357,6 +365,7 @@ impl Core {
         }
         self.next_tick = self.now.monotonic + TICK;
         self.lanes.release_held(&self.now);
+        self.audit.settle(self.now.unix_ms);
         if self.populating == 0 {
             self.lanes.unmap_removed();
         }
@@ -414,41 +423,6 @@ impl Core {
     /// The instant of this turn, for rates.
     fn now_us(&self) -> u64 {
         self.admission.us_of(self.now.monotonic)
-    }
-
-    fn drain(&mut self, deadline: Instant) {
-        if self.draining.is_some() {
-            return;
-        }
-        self.draining = Some(deadline);
-        self.sockets.stop_listening();
-        self.lanes.rest();
-        self.gather_cursors();
-    }
-
-    /// Once nothing waits for a disk any more and its answers are on their way, everybody is sent away.
-    fn send_away(&mut self) {
-        if self.draining.is_none() || self.has_said_goodbye || !self.lanes.is_quiet() {
-            return;
-        }
-        self.has_said_goodbye = true;
-        for (index, id) in self.connections.ids().into_iter().enumerate() {
-            let jitter = jitter_ms(index as u64 ^ self.now.unix_ms, SHUTDOWN_RETRY_MS);
-            self.say_goodbye(id, GoodbyeReason::ShuttingDown, jitter);
-        }
-    }
-
-    fn is_drained(&mut self) -> bool {
-        let Some(deadline) = self.draining else {
-            return false;
-        };
-        if self.now.monotonic >= deadline {
-            return !self.lanes.is_syncing(); // what waits for room on the disk was promised to nobody
-        }
-        self.has_said_goodbye
-            && self.connections.is_empty()
-            && self.lanes.is_quiet()
-            && !self.mesh.is_dirty()
     }
 
     /// Whether nothing more should be read from sockets.

@@ -243,6 +243,16 @@ pub struct DataDir {
 )]
 type Written = std::sync::Mutex<SuperBlock>;
 
+impl Drop for DataDir {
+    /// Closing the file would not do if this process is just starting another one: until that runs, it
+    /// holds the file, too, and with it the lock.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "the data directory's lock ends with this process");
+        }
+    }
+}
+
 impl DataDir {
     /// Opens the data directory at `path`, creating and formatting it when it is absent or empty.
     /// Counts its incarnation up, on disk, before it returns.
