@@ -98,6 +98,16 @@ pub struct Tls {
     pub client_ca: Option<PathBuf>,
 }
 
+impl Tls {
+    fn settled(settled: &Settled) -> Result<Self, ConfigError> {
+        Ok(Self {
+            certificate: settled.path("tls.certificate")?,
+            key: settled.path("tls.key")?,
+            client_ca: settled.optional_path("tls.client_ca")?,
+        })
+    }
+}
+
 /// `[auth]`: whom the switch believes.
 #[derive(Clone, Debug)]
 pub struct Auth {
@@ -420,11 +430,7 @@ impl Config {
                 data: settled.path("server.data")?,
                 drain_timeout_ms: settled.number("server.drain_timeout_ms")?,
             },
-            tls: Tls {
-                certificate: settled.path("tls.certificate")?,
-                key: settled.path("tls.key")?,
-                client_ca: settled.optional_path("tls.client_ca")?,
-            },
+            tls: Tls::settled(&settled)?,
             auth: Auth {
                 rules,
                 keys,
