@@ -46,7 +46,7 @@ fn key(kid: &str, algorithm: Algorithm, material: impl Into<Vec<u8>>) -> Key {
     Key {
         kid: kid.into(),
         algorithm,
-        material: material.into(),
+        material: material.into().into(),
     }
 }
 

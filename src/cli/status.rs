@@ -67,6 +67,9 @@ fn table(status: &Status) -> String {
     for reason in &status.reasons {
         let _ = writeln!(text, "  {reason}");
     }
+    for note in &status.notes {
+        let _ = writeln!(text, "  note: {note}");
+    }
     let _ = writeln!(
         text,
         "\niris {}, process {}, on {}\n",
@@ -148,6 +151,7 @@ mod tests {
             address: "127.0.0.1:7447".parse().unwrap(),
             ready: true,
             reasons: Vec::new(),
+            notes: Vec::new(),
             cores: vec![CoreReport {
                 connections: 1_000,
                 logs: vec![log],
@@ -177,9 +181,13 @@ mod tests {
         let mut status = status();
         status.ready = false;
         status.reasons = vec!["one".to_owned(), "two".to_owned()];
+        status.notes = vec!["three".to_owned()];
         status.cores[0].logs[0].damaged_shards = vec![3, 17];
         let text = table(&status);
-        assert!(text.starts_with("not ready\n  one\n  two\n\n"), "{text}");
+        assert!(
+            text.starts_with("not ready\n  one\n  two\n  note: three\n\n"),
+            "{text}"
+        );
         assert!(text.ends_with("3,17"), "{text}");
     }
 }

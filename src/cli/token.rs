@@ -8,7 +8,7 @@ use iris_proto::id::{DeviceId, UserId};
 
 use super::{DATA_DEFAULT, Failure, output};
 use crate::auth::{Algorithm, MintRequest, SigningKey, TOKEN_LIFE_S_MAX, mint};
-use crate::config::{KEY_FILE_BYTES_MAX, read_bounded, strip_newline};
+use crate::config::{read_secret, strip_newline};
 use crate::runtime::dev;
 
 #[derive(Debug, Args)]
@@ -114,7 +114,7 @@ fn signing_key(args: &TokenArgs) -> Result<(SigningKey, Option<String>), Failure
             .unwrap_or_else(|| dev::ISSUER.to_owned());
         return Ok((dev::load(&args.data)?.signing_key()?, Some(issuer)));
     };
-    let mut material = read_bounded(path, KEY_FILE_BYTES_MAX)?;
+    let mut material = read_secret(path)?;
     let unusable = |error| Failure::Told(format!("{}: {error}", path.display()));
     let key = SigningKey::read(kid, &material).map_err(unusable)?;
     if key.algorithm() != Algorithm::Hs256 {

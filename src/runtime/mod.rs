@@ -14,6 +14,7 @@
 pub mod admin;
 pub mod admission;
 pub mod audit;
+pub mod certificate;
 pub mod clock;
 pub mod dev;
 pub mod mesh;

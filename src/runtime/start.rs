@@ -15,7 +15,7 @@ use super::audit::{Audit, AuditError, Queue};
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel, Peer};
 use super::policy::Policy;
-use super::reactor::{Control, Core, CoreParts, Hooks};
+use super::reactor::{Control, Core, CoreParts, Farewells, Hooks};
 use super::revocation::{RevocationFile, RevocationFileError};
 use super::storage::{DataDir, DataDirError, Files, Format, LogError, Upkeep, open_log};
 use super::stream::{Doorbell, Sockets, SocketsConfig, StartError};
@@ -271,7 +271,8 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     let placement = Placement::new(HashKey(super_block.hash_key), shards, logs, cores);
     let (address, listeners) = bind(options.listen, options.processors.len())?;
     let sleepers: Vec<_> = (0..cores).map(|_| Arc::new(Sleeper::new())).collect();
-    let (admission, mut starting) = (Admission::new(), Vec::new());
+    let (admission, farewells) = (Admission::new(), Farewells::new(usize::from(cores)));
+    let mut starting = Vec::new();
     let both = options.processors.iter().zip(queues);
     for (index, (&processor, audit)) in both.enumerate() {
         let (control, orders) = bounded(ORDERS_MAX);
@@ -285,6 +286,7 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
             audit,
             data: data.clone(),
             admission: admission.clone(),
+            farewells: farewells.clone(),
             sleeper: sleepers[index].clone(),
             orders,
         };
@@ -422,6 +424,7 @@ struct Seed {
     audit: Queue,
     data: Arc<DataDir>,
     admission: Arc<Admission>,
+    farewells: Arc<Farewells>,
     sleeper: Arc<Sleeper>,
     orders: Receiver<Control>,
 }
@@ -478,6 +481,7 @@ impl Seed {
             revoked: self.revoked,
             audit: self.audit,
             admission: self.admission,
+            farewells: self.farewells,
             cluster: self.cluster,
             logs,
             mesh,

@@ -145,6 +145,12 @@ impl Session {
         self.sends_in_flight < SENDS_IN_FLIGHT_MAX
     }
 
+    /// Whether a Send that was read has no answer yet.
+    #[must_use]
+    pub fn awaits_answers(&self) -> bool {
+        self.sends_in_flight > 0
+    }
+
     /// A Send is on its way to its shard.
     pub fn send_began(&mut self) {
         assert!(

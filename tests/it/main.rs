@@ -7,14 +7,18 @@
 
 mod admin;
 mod audit;
+mod bench;
+mod certificates;
 mod crash;
 mod delivery;
+mod drain;
 mod failed_sync;
 mod full_disk;
 mod gate;
 mod harness;
 mod hygiene;
 mod limits;
+mod live_fuzz;
 mod load;
 mod login;
 mod offline;
@@ -22,6 +26,7 @@ mod raw;
 mod reauth;
 mod reload;
 mod revoke;
+mod secrets;
 mod small_disk;
 mod start;
 mod tour;

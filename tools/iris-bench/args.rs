@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use iris_proto::limits::{BODY_BYTES_MAX, SENDS_IN_FLIGHT_MAX};
 
+use crate::fleet::Manner;
 use crate::message::STAMP_BYTES;
 
 /// Load generator and checker for Iris.
@@ -22,6 +23,10 @@ pub struct Cli {
 pub enum Command {
     /// Put load on a switch, measure it, and verify every message.
     Run(RunArgs),
+    /// Cut thousands of clients at once and let them come back, beside sessions that go on.
+    Storm(StormArgs),
+    /// Let clients do everything wrong, kind by kind, beside sessions that go on.
+    Hostile(HostileArgs),
     /// Measure the bare disk: 16 KiB write into a pre-zeroed file, then fdatasync, one after another.
     Disk(DiskArgs),
     /// Measure how long a start takes with many entries.
@@ -130,6 +135,120 @@ pub struct RunArgs {
     /// No progress lines.
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// Where the switch is, and the sessions that go on meanwhile.
+#[derive(Args, Clone, Debug)]
+pub struct PlaceArgs {
+    /// Sessions that exchange messages all the time: each message from a random one to a random other.
+    #[arg(long, default_value_t = 100, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub established: u32,
+    /// Their messages per second in all, at a constant rate.
+    #[arg(long, short = 'r', default_value_t = 500.0, value_name = "R", value_parser = rate)]
+    pub rate: f64,
+    /// Where the switch listens. Without it: what the switch wrote into DIR/LOCK, or 127.0.0.1:7447.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub addr: Option<String>,
+    /// The name that the switch's certificate must be good for.
+    #[arg(long, default_value = "localhost", value_name = "NAME")]
+    pub server_name: String,
+    /// The switch's data directory, for its development identity and its LOCK file.
+    #[arg(long, default_value = "./iris-data", value_name = "DIR")]
+    pub data: PathBuf,
+    /// Cores to pin to: the first for the sessions, the last for the others, which yield to them. Without
+    /// it they are not pinned.
+    #[arg(long, value_name = "LIST", value_parser = cores)]
+    pub cores: Option<Cores>,
+    /// Seed of the random choice of senders and recipients.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// `iris-bench storm`.
+#[derive(Args, Clone, Debug)]
+pub struct StormArgs {
+    /// Clients that are cut and come back. Each takes an open file, here and in the switch.
+    #[arg(long, short = 'n', default_value_t = 5_000, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub clients: u32,
+    /// They come back at once and without a ticket, again and again, whatever they are told; without it, as
+    /// the client library does: backoff with full jitter, the switch's hints, tickets.
+    #[arg(long)]
+    pub aggressive: bool,
+    /// Milliseconds after which an aggressive client gives an attempt up and begins another.
+    #[arg(long, default_value_t = 2_000, value_name = "MS",
+          value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub give_up_ms: u64,
+    /// Seconds to measure without a disturbance, before the storm and after it.
+    #[arg(long, default_value_t = 5.0, value_name = "S", value_parser = seconds)]
+    pub undisturbed: f64,
+    /// Seconds of rest between the first logins and that.
+    #[arg(long, default_value_t = 2.0, value_name = "S", value_parser = seconds_or_none)]
+    pub settle: f64,
+    /// Seconds within which all must be logged in, and within which all must be back.
+    #[arg(long, default_value_t = 120.0, value_name = "S", value_parser = seconds)]
+    pub timeout: f64,
+    /// No progress lines.
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// The switch and the sessions that go on.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+impl StormArgs {
+    /// How they come back.
+    #[must_use]
+    pub const fn manner(&self) -> Manner {
+        match self.aggressive {
+            false => Manner::Library,
+            true => Manner::Aggressive {
+                give_up_ms: self.give_up_ms,
+            },
+        }
+    }
+}
+
+/// What hostile clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// Ask for everything and read nothing.
+    NeverReads,
+    /// The same, and read a byte a second.
+    ByteASecond,
+    /// Read everything and acknowledge nothing, while they are sent more.
+    NeverAcknowledges,
+    /// Send pings as fast as they are taken.
+    FloodsPings,
+    /// Open 10,000 connections and say nothing, again and again.
+    WithoutToken,
+    /// Send one byte of a frame a second.
+    DripsFrames,
+}
+
+/// `iris-bench hostile`.
+#[derive(Args, Clone, Debug)]
+pub struct HostileArgs {
+    /// Hostile clients of each kind.
+    #[arg(long, short = 'n', default_value_t = 20, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub clients: u32,
+    /// The kinds; without it all.
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub kind: Vec<Kind>,
+    /// Seconds to measure without, and then beside, each kind.
+    #[arg(long, short = 'd', default_value_t = 5.0, value_name = "S", value_parser = seconds)]
+    pub seconds: f64,
+    /// No progress lines.
+    #[arg(long, short)]
+    pub quiet: bool,
+    /// The switch and the sessions that go on.
+    #[command(flatten)]
+    pub place: PlaceArgs,
 }
 
 /// `iris-bench disk`.

@@ -232,6 +232,7 @@ impl Connection {
         book.sent_ever += 1;
         if book.is_measured(intended_ns) && now_ns.saturating_sub(intended_ns) > LATE_NS {
             book.counters.late += 1;
+            book.snapshot.late += 1;
         }
         self.write(slot, to, book);
         true

@@ -447,13 +447,18 @@ impl Worker {
 
     /// Hands over the latencies of the second that has passed.
     fn take_snapshot(&mut self, now: u64) {
-        if now < self.snapshot_at {
+        let phase = self.shared.phase.load(Ordering::Relaxed);
+        let is_due = now >= self.snapshot_at;
+        if !is_due && phase == self.book.snapshot.phase {
             return;
         }
         let warmup = now < self.book.window.0;
-        let full = std::mem::replace(&mut self.book.snapshot, Snapshot::new(warmup));
-        // Bounded by the seconds of a run; the coordinator reads it all the time.
+        let full = std::mem::replace(&mut self.book.snapshot, Snapshot::new(warmup, phase));
+        // Bounded by the seconds and phases of a run; the coordinator reads it all the time.
         let _ = self.snapshots.send(full);
+        if !is_due {
+            return;
+        }
         self.snapshot_at += SECOND_NS;
         if warmup {
             self.snapshot_at = self.snapshot_at.min(self.book.window.0);
@@ -461,7 +466,8 @@ impl Worker {
     }
 
     fn send_new(&mut self, now: u64) {
-        if now < self.load.0 || now >= self.load.1 && self.schedule.is_none() {
+        let is_over = now >= self.load.1 && self.schedule.is_none();
+        if now < self.load.0 || is_over || self.shared.stop.load(Ordering::Relaxed) {
             return;
         }
         if self.schedule.is_none() {
@@ -628,7 +634,7 @@ impl Worker {
             .peek()
             .map_or(until, |&Reverse((due, _, _))| until.min(due));
         until = self.acks.front().map_or(until, |&(due, _)| until.min(due));
-        if !self.available.is_empty() {
+        if !self.available.is_empty() && !self.shared.stop.load(Ordering::Relaxed) {
             let next = self.schedule.as_ref().and_then(Schedule::peek);
             until = next.map_or(until, |intended| until.min(intended));
         }

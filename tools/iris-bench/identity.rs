@@ -7,9 +7,9 @@ use iris::auth::{MintRequest, SigningKey, mint};
 use iris::runtime::dev;
 use iris::runtime::tls::{Tls, client_config};
 use iris_proto::id::UserId;
-use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection};
 
 use crate::connection::DEVICE;
 
@@ -50,7 +50,34 @@ impl Identity {
     /// # Errors
     /// What rustls said.
     pub fn tls(&self) -> Result<Tls, String> {
-        Tls::client(Arc::clone(&self.tls), self.server.clone()).map_err(|error| error.to_string())
+        self.tls_with(&self.tls)
+    }
+
+    /// The TLS settings of one client of its own: with a place for its tickets, or without.
+    #[must_use]
+    pub fn config(&self, resumes: bool) -> Arc<ClientConfig> {
+        let mut config = Arc::clone(&self.tls);
+        if resumes {
+            Arc::make_mut(&mut config).resumption = Resumption::in_memory_sessions(1);
+        }
+        config
+    }
+
+    /// The client side of a new connection with these settings.
+    ///
+    /// # Errors
+    /// What rustls said.
+    pub fn tls_with(&self, config: &Arc<ClientConfig>) -> Result<Tls, String> {
+        Tls::client(Arc::clone(config), self.server.clone()).map_err(|error| error.to_string())
+    }
+
+    /// The client side of a connection that a thread of its own waits for.
+    ///
+    /// # Errors
+    /// What rustls said.
+    pub fn blocking(&self) -> Result<ClientConnection, String> {
+        let (tls, server) = (Arc::clone(&self.tls), self.server.clone());
+        ClientConnection::new(tls, server).map_err(|error| error.to_string())
     }
 
     /// A token for this user.

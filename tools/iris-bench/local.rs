@@ -129,6 +129,52 @@ pub fn pin(core: usize) -> Result<(), String> {
     }
 }
 
+/// Lets the calling thread run only when no other one of ours wants to.
+///
+/// # Errors
+/// What the kernel said.
+#[expect(
+    unsafe_code,
+    reason = "the kernel's interface; no crate of ours offers it"
+)]
+pub fn yield_to_others() -> Result<(), String> {
+    /// The least eager of all.
+    const NICE: i32 = 19;
+    // SAFETY: plain numbers; 0 is the calling thread.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    match result {
+        0 => Ok(()),
+        _ => {
+            let error = std::io::Error::last_os_error();
+            Err(format!("cannot lower a thread's priority: {error}"))
+        }
+    }
+}
+
+/// Raises our limit of open files as far as it goes; what it is then.
+///
+/// # Errors
+/// What the kernel said.
+#[expect(
+    unsafe_code,
+    reason = "the kernel's interface; no crate of ours offers it"
+)]
+pub fn raise_open_files() -> Result<u64, String> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the kernel writes one `rlimit`, which outlives the call.
+    let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the kernel reads one `rlimit`, which outlives the call.
+    if read != 0 || unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        let error = std::io::Error::last_os_error();
+        return Err(format!("cannot raise the number of open files: {error}"));
+    }
+    Ok(limit.rlim_cur)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

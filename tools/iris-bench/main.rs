@@ -9,6 +9,9 @@
 //! | `connection` | one connection's protocol, without a socket |
 //! | `schedule`, `message`, `verify`, `stats` | pure: when, what, whether it was right, how long it took |
 //! | `report`, `disk`, `local`, `identity` | result, bare disk, this machine, keys and tokens |
+//! | `established` | sessions that go on while something else is done to the switch |
+//! | `storm`, `fleet` | thousands of clients that are cut and come back |
+//! | `hostile` | clients that do everything wrong |
 //! | `traffic`, `recovery`, `space` | logs without a network: how long a start takes, how much disk |
 #![deny(unsafe_code)]
 
@@ -21,6 +24,9 @@ mod args;
 mod connection;
 mod disk;
 mod engine;
+mod established;
+mod fleet;
+mod hostile;
 mod identity;
 mod local;
 mod message;
@@ -30,6 +36,7 @@ mod run;
 mod schedule;
 mod space;
 mod stats;
+mod storm;
 mod traffic;
 mod verify;
 
@@ -54,6 +61,18 @@ fn execute(command: &Command) -> Result<bool, String> {
             print!("{}", outcome.table());
             write_json(args.json.as_deref(), || outcome.json())?;
             Ok(outcome.is_good())
+        }
+        Command::Storm(args) => {
+            let storm = storm::run(args)?;
+            print!("{}", storm.table());
+            write_json(args.place.json.as_deref(), || storm.json())?;
+            Ok(storm.is_good())
+        }
+        Command::Hostile(args) => {
+            let hostile = hostile::run(args)?;
+            print!("{}", hostile.table());
+            write_json(args.place.json.as_deref(), || hostile.json())?;
+            Ok(true)
         }
         Command::Disk(args) => {
             let disk = disk::run(args)?;

@@ -21,7 +21,7 @@ use crate::verify::{Received, Sent, Violations, reconcile};
 /// Where a switch listens that says nothing else.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:7447";
 /// How often the coordinator looks, when it waits for something to come true.
-const LOOK: Duration = Duration::from_millis(5);
+pub const LOOK: Duration = Duration::from_millis(5);
 /// How long to go on listening when everything has arrived: for what should not come.
 const LINGER: Duration = Duration::from_millis(200);
 
@@ -41,7 +41,11 @@ pub fn run(args: &RunArgs) -> Result<Outcome, String> {
     Ok(conclude(args, address, team, ended, course))
 }
 
-fn target(args: &RunArgs, lock: &Lock) -> Result<SocketAddr, String> {
+/// Where the switch is.
+///
+/// # Errors
+/// A sentence for people.
+pub fn target(args: &RunArgs, lock: &Lock) -> Result<SocketAddr, String> {
     let text = args
         .addr
         .as_deref()
@@ -61,18 +65,25 @@ struct Course {
 }
 
 /// The threads, and what they report to.
-struct Team {
+pub struct Team {
     run_id: u32,
-    shared: Arc<Shared>,
+    /// With the threads.
+    pub shared: Arc<Shared>,
     threads: Vec<JoinHandle<Result<Ended, String>>>,
-    snapshots: Receiver<Snapshot>,
-    errors: Receiver<String>,
+    /// What the threads measured, as they go.
+    pub snapshots: Receiver<Snapshot>,
+    /// Why a thread cannot go on.
+    pub errors: Receiver<String>,
     accept: Latency,
     end_to_end: Latency,
 }
 
 impl Team {
-    fn start(
+    /// Begins to connect.
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub fn start(
         args: &RunArgs,
         address: SocketAddr,
         identity: &Arc<Identity>,
@@ -172,12 +183,17 @@ impl Team {
         })
     }
 
-    fn has_failed(&self) -> bool {
+    /// Whether a thread cannot go on.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
         self.shared.failed.load(Ordering::Relaxed)
     }
 
     /// Waits until all connections are logged in; how long it took.
-    fn connect(&self, args: &RunArgs) -> Result<u64, String> {
+    ///
+    /// # Errors
+    /// A sentence for people.
+    pub fn connect(&self, args: &RunArgs) -> Result<u64, String> {
         let wanted = u64::from(args.connections);
         let began = self.shared.now_ns();
         let limit = began + nanos(args.connect_timeout);
@@ -247,7 +263,7 @@ impl Team {
     }
 
     /// Waits until everything sent is accepted and everything accepted has arrived.
-    fn drain(&mut self, args: &RunArgs) -> bool {
+    pub fn drain(&mut self, args: &RunArgs) -> bool {
         let shared = Arc::clone(&self.shared);
         let limit = shared.now_ns() + nanos(args.drain_timeout);
         let mut quiet_since = None;
@@ -275,7 +291,10 @@ impl Team {
     }
 
     /// Ends the threads, whatever has happened.
-    fn end(&mut self) -> Result<Vec<Ended>, String> {
+    ///
+    /// # Errors
+    /// What a thread said, or that it panicked.
+    pub fn end(&mut self) -> Result<Vec<Ended>, String> {
         self.shared.finish.store(true, Ordering::Relaxed);
         let mut all = Vec::new();
         for thread in self.threads.drain(..) {
@@ -298,7 +317,7 @@ fn book(args: &RunArgs, names: &Names, threads: u32) -> Book {
         received: Received::new(local, args.connections),
         violations: Violations::default(),
         counters: Counters::default(),
-        snapshot: Snapshot::new(true),
+        snapshot: Snapshot::new(true, 0),
         names: names.clone(),
         body: filler(args.size as usize),
         window: (u64::MAX, u64::MAX),
@@ -404,15 +423,20 @@ fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
+/// Sleeps.
 #[expect(
     clippy::disallowed_methods,
     reason = "the coordinator only looks now and then"
 )]
-fn pause(time: Duration) {
+pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-fn random() -> Result<u64, String> {
+/// 64 random bits.
+///
+/// # Errors
+/// The kernel has none.
+pub fn random() -> Result<u64, String> {
     getrandom::u64().map_err(|error| format!("the kernel has no randomness: {error}"))
 }
 

@@ -1,6 +1,6 @@
 //! What is counted while the load runs, on each thread alone, and what the others may see of it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -96,6 +96,10 @@ impl Counters {
 pub struct Snapshot {
     /// These were recorded before the measurement.
     pub warmup: bool,
+    /// The phase in which they were recorded.
+    pub phase: u32,
+    /// Messages that left over [`LATE_NS`] after their time.
+    pub late: u64,
     /// Send to Accepted.
     pub accept: Latency,
     /// Send to the recipient's entry.
@@ -105,9 +109,11 @@ pub struct Snapshot {
 impl Snapshot {
     /// An empty one.
     #[must_use]
-    pub fn new(warmup: bool) -> Self {
+    pub fn new(warmup: bool, phase: u32) -> Self {
         Self {
             warmup,
+            phase,
+            late: 0,
             accept: Latency::new(),
             end_to_end: Latency::new(),
         }
@@ -157,6 +163,10 @@ pub struct Shared {
     pub measure_from: AtomicU64,
     /// See `load_from`.
     pub measure_until: AtomicU64,
+    /// The coordinator's: to which part of a run latencies belong.
+    pub phase: AtomicU32,
+    /// Nothing new shall be sent.
+    pub stop: AtomicBool,
     /// The threads shall end.
     pub finish: AtomicBool,
     /// A thread cannot go on.
@@ -174,6 +184,8 @@ impl Shared {
             load_from: AtomicU64::new(u64::MAX),
             measure_from: AtomicU64::new(u64::MAX),
             measure_until: AtomicU64::new(u64::MAX),
+            phase: AtomicU32::new(0),
+            stop: AtomicBool::new(false),
             finish: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             progress: (0..threads).map(|_| Progress::default()).collect(),

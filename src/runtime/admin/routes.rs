@@ -13,9 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::Ways;
 use super::asker::{Answer, Ask};
 use super::metrics;
-use super::readiness::{Facts, Status, not_healthy, not_ready};
+use super::readiness::{Facts, Status, not_healthy, not_ready, notes};
 use super::revoker::{RevokeFailure, Wanted, Wish};
 use crate::auth::RevokeError;
+use crate::runtime::clock::Clock;
 
 /// Where [`Status`] is as JSON.
 pub const STATUS_PATH: &str = "/status";
@@ -243,7 +244,13 @@ fn find(method: &Method, path: &str) -> Result<Action, Page> {
 fn perform(action: Action, facts: &Facts, answers: &[Answer]) -> Page {
     match action {
         Action::Health => probe(&not_healthy(answers), "ok"),
-        Action::Ready => probe(&not_ready(answers), "ready"),
+        Action::Ready => {
+            let mut page = probe(&not_ready(answers), "ready");
+            for note in notes(answers, Clock::read().unix_s()) {
+                page.body.push_str(&format!("note: {note}\n"));
+            }
+            page
+        }
         Action::Metrics => Page::new(StatusCode::OK, METRICS, metrics::render(facts, answers)),
         Action::Status => json(&Status::of(facts, answers)),
         Action::Revoke => unreachable!("it asks no core how it is"),

@@ -294,6 +294,13 @@ impl Connections {
             .collect()
     }
 
+    /// Whether every send that was read of every session is answered.
+    pub fn are_answered(&self) -> bool {
+        self.slots.iter().flatten().all(|connection| {
+            !matches!(&connection.state, State::Live(live) if live.session.awaits_answers())
+        })
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.slots.iter().all(Option::is_none)

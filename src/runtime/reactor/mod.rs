@@ -18,6 +18,7 @@
 mod answers;
 mod auditing;
 mod connection;
+mod drain;
 mod expiry;
 mod hooks;
 mod inbound;
@@ -54,6 +55,8 @@ use crate::shard::user::UserSlot;
 use crate::store::Store;
 pub use connection::Handoff;
 use connection::{Connections, State};
+use drain::Draining;
+pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
 use login::HANDSHAKES_PER_TURN;
@@ -75,8 +78,6 @@ pub const ACK_GATHER_ENTRIES: u64 = 512;
 const EXPIRING_SLACK: usize = 1024;
 /// How long a peer may take to close after our Goodbye before we cut.
 pub const CLOSING_MAX: Duration = Duration::from_secs(2);
-/// Clients that are sent away by a shutdown come back within so many milliseconds, spread by jitter.
-pub const SHUTDOWN_RETRY_MS: u64 = 2_000;
 
 /// What other threads may ask of a core.
 #[derive(Clone, Debug)]
@@ -112,6 +113,7 @@ pub(super) struct CoreParts {
     pub revoked: Arc<Revocations>,
     pub audit: Queue,
     pub admission: Arc<Admission>,
+    pub farewells: Arc<Farewells>,
     pub cluster: [u8; 16],
     pub logs: Vec<(LogId, Store, Files)>,
     pub mesh: Mesh,
@@ -181,8 +183,9 @@ pub(super) struct Core {
     now: Clock,
     next_tick: Instant,
     next_gathering: Instant,
-    draining: Option<Instant>,
-    has_said_goodbye: bool,
+    draining: Option<Draining>,
+    /// What all cores know of who has stopped.
+    farewells: Arc<Farewells>,
     /// Page-ins under way, and those who wait for one of them to end.
     populating: usize,
     waiting_to_populate: Vec<SocketId>,
@@ -237,7 +240,7 @@ impl Core {
             next_tick: now.monotonic,
             next_gathering: now.monotonic,
             draining: None,
-            has_said_goodbye: false,
+            farewells: parts.farewells,
             populating: 0,
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
@@ -420,41 +423,6 @@ impl Core {
     /// The instant of this turn, for rates.
     fn now_us(&self) -> u64 {
         self.admission.us_of(self.now.monotonic)
-    }
-
-    fn drain(&mut self, deadline: Instant) {
-        if self.draining.is_some() {
-            return;
-        }
-        self.draining = Some(deadline);
-        self.sockets.stop_listening();
-        self.lanes.rest();
-        self.gather_cursors();
-    }
-
-    /// Once nothing waits for a disk any more and its answers are on their way, everybody is sent away.
-    fn send_away(&mut self) {
-        if self.draining.is_none() || self.has_said_goodbye || !self.lanes.is_quiet() {
-            return;
-        }
-        self.has_said_goodbye = true;
-        for (index, id) in self.connections.ids().into_iter().enumerate() {
-            let jitter = jitter_ms(index as u64 ^ self.now.unix_ms, SHUTDOWN_RETRY_MS);
-            self.say_goodbye(id, GoodbyeReason::ShuttingDown, jitter);
-        }
-    }
-
-    fn is_drained(&mut self) -> bool {
-        let Some(deadline) = self.draining else {
-            return false;
-        };
-        if self.now.monotonic >= deadline {
-            return !self.lanes.is_syncing(); // what waits for room on the disk was promised to nobody
-        }
-        self.has_said_goodbye
-            && self.connections.is_empty()
-            && self.lanes.is_quiet()
-            && !self.mesh.is_dirty()
     }
 
     /// Whether nothing more should be read from sockets.

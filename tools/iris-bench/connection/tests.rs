@@ -13,7 +13,7 @@ fn book() -> Book {
         received: Received::new(4, 4),
         violations: Violations::default(),
         counters: Counters::default(),
-        snapshot: Snapshot::new(false),
+        snapshot: Snapshot::new(false, 0),
         names: Names::new(1, 4),
         body: crate::message::filler(SIZE),
         window: (100, 200),
