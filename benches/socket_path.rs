@@ -329,7 +329,8 @@ fn configs() -> Configs {
     let made =
         rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("certificate");
     let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    let server = server_config(certificate.as_bytes(), key.as_bytes()).expect("server config");
+    let server =
+        server_config(certificate.as_bytes(), key.as_bytes(), None).expect("server config");
     (
         server,
         client_config(certificate.as_bytes()).expect("client config"),
@@ -414,7 +415,8 @@ fn idle_memory(connections: usize) {
     let made =
         rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("certificate");
     let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    let config = server_config(certificate.as_bytes(), key.as_bytes()).expect("server config");
+    let config =
+        server_config(certificate.as_bytes(), key.as_bytes(), None).expect("server config");
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let address = listener.local_addr().expect("address");
     let (to, from) = mpsc::channel();

@@ -50,7 +50,7 @@
 //!
 //! ```text
 //!   edges ─▶ shell ─▶ ring ─▶ pure
-//!   │        │                └ auth limit session placement store shard log
+//!   │        │                └ audit auth limit session placement store shard log
 //!   │        └ runtime
 //!   └ cli client config
 //! ```
@@ -63,6 +63,8 @@
 //! More: `docs/ARCHITECTURE.md`, with every bound; `docs/PROTOCOL.md` and `docs/LOG_FORMAT.md`, the
 //! bytes; `docs/decisions/`, the reasons.
 
+#[forbid(unsafe_code)]
+pub mod audit;
 #[forbid(unsafe_code)]
 pub mod auth;
 #[forbid(unsafe_code)]

@@ -83,8 +83,6 @@ bugs! {
     SenderNotReplaced = "sender-not-replaced", 10000;
     /// A start does not sync the directories that it found its files in.
     StartDirSync = "start-dir-sync", 5000;
-    /// A salvage lets the indexes of lost entries be given out again.
-    LostIndexAgain = "lost-index-again", 50000;
     /// A salvage lets the numbers of an inbox whose name is lost be given out again.
     LostNameAgain = "lost-name-again", 20000;
     /// A device that is about to be known counts for its inbox only when it is.

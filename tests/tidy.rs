@@ -24,7 +24,8 @@ const FILE_LINES_MAX: usize = 800;
 const FUNCTION_LINES_MAX: usize = 70;
 
 /// The modules that are functions of their arguments.
-const PURE: [&str; 7] = [
+const PURE: [&str; 8] = [
+    "audit",
     "auth",
     "limit",
     "session",
@@ -521,4 +522,77 @@ fn a_breach_says_where() {
         breach.to_string(),
         "src/log/mod.rs:3: `log` may not use `std::fs`, and names `std::fs`"
     );
+}
+
+/// The names in backquotes that look like tests: words of a sentence. `…` stands for anything.
+fn cited(text: &str) -> Vec<&str> {
+    let is_name = |name: &&str| {
+        let is_word =
+            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '…';
+        name.matches('_').count() >= 3 && name.chars().all(is_word) && !name.starts_with("iris_")
+    };
+    text.split('`').skip(1).step_by(2).filter(is_name).collect()
+}
+
+/// Whether `name` is one of these, with `…` for anything.
+fn is_one_of(name: &str, functions: &[String]) -> bool {
+    let parts: Vec<&str> = name.split('…').collect();
+    functions.iter().any(|function| {
+        let Some(mut rest) = function.strip_prefix(parts[0]) else {
+            return false;
+        };
+        let found = parts[1..].iter().all(|part| {
+            let at = rest.find(part);
+            rest = at.map_or(rest, |at| &rest[at + part.len()..]);
+            at.is_some()
+        });
+        found && (rest.is_empty() || parts.len() > 1 && parts[parts.len() - 1].is_empty())
+    })
+}
+
+#[test]
+fn every_test_that_a_document_cites_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for directory in ["src", "tests", "proto", "tools"] {
+        sources(&root.join(directory), &mut files);
+    }
+    let mut functions = Vec::new();
+    for file in files {
+        let text = fs::read_to_string(file).unwrap();
+        let names = text
+            .split("fn ")
+            .skip(1)
+            .filter_map(|rest| rest.split(['(', '<']).next());
+        functions.extend(names.map(str::to_owned));
+    }
+    let mut missing = Vec::new();
+    for document in ["docs/SECURITY.md", "docs/REQUIREMENTS-STATUS.md"] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        let names = cited(&text);
+        assert!(names.len() > 20, "{document} cites hardly anything");
+        let gone = names.iter().filter(|name| !is_one_of(name, &functions));
+        missing.extend(gone.map(|name| format!("{document}: {name}")));
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn a_cited_test_that_is_not_there_is_found() {
+    let text = "`a_test_that_is_there`, `a_test_…_there`, `a_test_that_…` and `a_b`, `iris_no_test_at_all`";
+    let names = cited(text);
+    assert_eq!(
+        names,
+        ["a_test_that_is_there", "a_test_…_there", "a_test_that_…"]
+    );
+    let functions = ["a_test_that_is_there".to_owned()];
+    assert!(names.iter().all(|name| is_one_of(name, &functions)));
+    for gone in [
+        "a_test_that_is",
+        "a_test_…_gone",
+        "another_test_…",
+        "test_that_is_there",
+    ] {
+        assert!(!is_one_of(gone, &functions), "{gone}");
+    }
 }

@@ -553,7 +553,15 @@ impl Session {
 
     fn goodbye(&mut self, now_ms: u64, goodbye: &v2::Goodbye) {
         let reason = goodbye.reason();
-        match reason.next_step() {
+        // The token that was just got is no good: to come back with the same one would never end.
+        let is_hopeless =
+            reason == GoodbyeReason::Revoked && !self.is_online() && goodbye.retry_after_ms == 0;
+        let next_step = if is_hopeless {
+            AfterGoodbye::Stop
+        } else {
+            reason.next_step()
+        };
+        match next_step {
             AfterGoodbye::Stop => {
                 self.end(End::Goodbye {
                     reason,

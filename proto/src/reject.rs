@@ -84,7 +84,7 @@ impl GoodbyeReason {
     #[must_use]
     pub const fn next_step(self) -> AfterGoodbye {
         match self {
-            Self::TokenExpired => AfterGoodbye::RenewToken,
+            Self::TokenExpired | Self::Revoked => AfterGoodbye::RenewToken,
             Self::BadToken
             | Self::FrameTooLarge
             | Self::BadFrame
@@ -120,6 +120,7 @@ impl GoodbyeReason {
             Self::Overloaded => "the switch is busy; connect again later",
             Self::Internal => "something is wrong with the switch; connect again later",
             Self::Normal => "the session was ended in good order",
+            Self::Revoked => "the token was revoked; get a new one",
             Self::Unavailable => {
                 "the user's data is damaged and not served now; connect again later"
             }

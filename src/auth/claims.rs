@@ -1,7 +1,7 @@
 //! The rules for a payload whose signature holds: times, issuer, audience, names.
 //!
 //! Everything here is a function of the payload, the rules and `now_s`. With leeway `l`, a token is
-//! valid in `nbf - l ≤ now < exp + l`, and `exp` may be at most 24 h (and `l`) ahead.
+//! valid in `nbf - l ≤ now < exp + l`, and `exp` may be at most 24 h (and `l`) ahead, of now and of `iat`.
 
 use std::fmt;
 
@@ -101,7 +101,7 @@ fn numeric_date<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Er
 
 /// Turns a payload into [`Claims`], or says which rule it breaks.
 pub(super) fn check(raw: RawClaims, rules: &Rules, now_s: u64) -> Result<Claims, AuthError> {
-    let expires_s = check_expiry(raw.exp, rules.leeway_s, now_s)?;
+    let expires_s = check_expiry(raw.exp, raw.iat, rules.leeway_s, now_s)?;
     check_begun(raw.nbf, rules.leeway_s, now_s)?;
     // A token "from the future" would slip under a later "revoke everything issued before now".
     check_begun(raw.iat, rules.leeway_s, now_s)?;
@@ -136,7 +136,12 @@ pub(super) fn check(raw: RawClaims, rules: &Rules, now_s: u64) -> Result<Claims,
 }
 
 /// The second at which the session ends.
-fn check_expiry(exp: Option<u64>, leeway_s: u64, now_s: u64) -> Result<u64, AuthError> {
+fn check_expiry(
+    exp: Option<u64>,
+    iat: Option<u64>,
+    leeway_s: u64,
+    now_s: u64,
+) -> Result<u64, AuthError> {
     let exp = exp.ok_or(AuthError::NoExpiry)?;
     let expires_s = exp.saturating_add(leeway_s);
     if expires_s <= now_s {
@@ -144,7 +149,9 @@ fn check_expiry(exp: Option<u64>, leeway_s: u64, now_s: u64) -> Result<u64, Auth
             since_s: now_s - exp,
         });
     }
-    let ahead_s = exp.saturating_sub(now_s);
+    // From `iat` too: one issued for a month would else be good on its last day, when nobody remembers
+    // that it was revoked on its first.
+    let ahead_s = exp.saturating_sub(iat.unwrap_or(now_s).min(now_s));
     if ahead_s > TOKEN_LIFE_S_MAX + leeway_s {
         return Err(AuthError::LivesTooLong { ahead_s });
     }

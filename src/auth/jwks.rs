@@ -116,6 +116,15 @@ pub struct KeySet {
     pub skipped: Vec<Skipped>,
 }
 
+impl KeySet {
+    /// Whether something in it signs tokens: then nobody else may read its file.
+    #[must_use]
+    pub fn has_secrets(&self) -> bool {
+        let mut all = self.verifiers.iter();
+        all.any(|one| one.algorithm == Algorithm::Hs256)
+    }
+}
+
 impl fmt::Debug for KeySet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kids: Vec<_> = self.verifiers.iter().map(|one| &one.kid).collect();

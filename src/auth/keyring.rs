@@ -15,6 +15,7 @@ use super::{
     Algorithm, AuthError, Claims, KEYS_MAX, KID_BYTES_MAX, LEEWAY_S_MAX, Rules, SECRET_BYTES_MIN,
 };
 use iris_proto::limits::TOKEN_BYTES_MAX;
+use zeroize::Zeroizing;
 
 /// Bytes of a PKCS#1 public key with a modulus of 2048 bits, less slack for the encoding around it.
 const RSA_2048_DER_BYTES_MIN: usize = 2048 / 8 + 4;
@@ -27,7 +28,8 @@ pub struct Key {
     /// The only algorithm that it may be used with.
     pub algorithm: Algorithm,
     /// HS256: the secret itself. Else: the public key in PEM (`PUBLIC KEY` or `RSA PUBLIC KEY`).
-    pub material: Vec<u8>,
+    /// Wiped when it goes.
+    pub material: Zeroizing<Vec<u8>>,
 }
 
 impl fmt::Debug for Key {
@@ -175,6 +177,11 @@ impl Keyring {
             });
         }
         Ok(Self { verifiers, rules })
+    }
+
+    /// Seconds that an issuer's clock may differ from ours.
+    pub fn leeway_s(&self) -> u64 {
+        self.rules.leeway_s
     }
 
     /// The ids of its keys.

@@ -27,6 +27,7 @@ mod claims;
 mod jwks;
 mod keyring;
 mod mint;
+mod revoked;
 #[cfg(test)]
 mod tests;
 
@@ -42,8 +43,13 @@ pub use jwks::{
 };
 pub use keyring::{Key, KeyError, Keyring, claimed_user};
 pub use mint::{MintError, MintRequest, SigningKey, mint};
+pub use revoked::{
+    ListFault, REVOCATION_KEPT_S, REVOCATIONS_BYTES_MAX, REVOCATIONS_MAX, REVOKE_AHEAD_S_MAX,
+    Revocations, Revoke, RevokeError,
+};
 
-/// Seconds that a token may be valid ahead of now. Over it: [`AuthError::LivesTooLong`].
+/// Seconds that a token may be valid ahead of now, and from `iat` on. Over it:
+/// [`AuthError::LivesTooLong`].
 pub const TOKEN_LIFE_S_MAX: u64 = 24 * 60 * 60;
 /// Seconds that the issuer's clock may differ from ours, at most, however it is configured.
 pub const LEEWAY_S_MAX: u64 = 300;
@@ -221,4 +227,31 @@ pub enum AuthError {
     /// `jti` is empty or too long.
     #[error("the token's `jti` must have 1 to {TOKEN_ID_BYTES_MAX} bytes")]
     BadTokenId,
+}
+
+impl AuthError {
+    /// The rule that was broken, as one word for records and counts.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::TooLarge { .. } => "too_large",
+            Self::Malformed => "malformed",
+            Self::BadHeader => "bad_header",
+            Self::CriticalExtension => "critical_extension",
+            Self::KidMissing => "kid_missing",
+            Self::UnknownKid => "unknown_kid",
+            Self::AlgorithmNotTheKeys { .. } => "other_algorithm",
+            Self::BadSignature => "bad_signature",
+            Self::BadClaims { .. } => "bad_claims",
+            Self::NoExpiry => "no_expiry",
+            Self::Expired { .. } => "expired",
+            Self::LivesTooLong { .. } => "lives_too_long",
+            Self::NotYetValid { .. } => "not_yet_valid",
+            Self::WrongIssuer => "wrong_issuer",
+            Self::WrongAudience => "wrong_audience",
+            Self::BadUser(_) => "bad_user",
+            Self::BadDevice(_) => "bad_device",
+            Self::BadTokenId => "bad_token_id",
+        }
+    }
 }

@@ -1,7 +1,9 @@
 //! Every way into the switch, and every refusal.
 
 mod attacks;
+mod examples;
 mod key_sets;
+mod revoked;
 
 use std::sync::LazyLock;
 
@@ -44,7 +46,7 @@ fn key(kid: &str, algorithm: Algorithm, material: impl Into<Vec<u8>>) -> Key {
     Key {
         kid: kid.into(),
         algorithm,
-        material: material.into(),
+        material: material.into().into(),
     }
 }
 

@@ -4,8 +4,9 @@ use clap::{Args, Subcommand};
 
 use super::serve::SourceArgs;
 use super::{Failure, output};
-use crate::auth::Skipped;
-use crate::config::{Config, KEY_FILE_BYTES_MAX, read_bounded};
+use crate::config::Config;
+use crate::runtime::Policy;
+use crate::runtime::clock::Clock;
 
 #[derive(Debug, Args)]
 pub(super) struct ConfigArgs {
@@ -18,7 +19,8 @@ enum ConfigCommand {
     /// Print the effective configuration with the source of each value
     #[command(long_about = "\
 Print the effective configuration as TOML, with the source of each value as a comment, after reading \
-the file, the environment and the key files as `iris serve` would. Nothing is started or changed.")]
+the file, the environment and the key files as `iris serve` would. Files with loose permissions and a \
+certificate that ends soon are named in comments. Nothing is started or changed.")]
     #[command(after_long_help = "\
 Examples:
   iris config check --config iris.toml
@@ -35,20 +37,27 @@ pub(super) fn run(args: &ConfigArgs) -> Result<(), Failure> {
     let ConfigCommand::Check(source) = &args.command;
     let config = source.load()?;
     let mut text = config.to_string().trim_end().to_owned();
-    for skipped in check_files(&config)? {
-        text.push_str(&format!("\n# auth.jwks: {skipped}"));
+    for note in check_files(&config)? {
+        text.push_str(&format!("\n# {note}"));
     }
     output::print(&text)
 }
 
 /// The development identity is made at the start, so its files need not be there yet.
-fn check_files(config: &Config) -> Result<Vec<Skipped>, Failure> {
+fn check_files(config: &Config) -> Result<Vec<String>, Failure> {
     if config.dev && !config.tls.certificate.exists() {
         return Ok(Vec::new());
     }
     let (_, skipped) = config.keyring()?;
-    for file in [&config.tls.certificate, &config.tls.key] {
-        read_bounded(file, KEY_FILE_BYTES_MAX)?;
-    }
-    Ok(skipped)
+    let policy = Policy::read(config, None)?;
+    let now_s = Clock::read().unix_s();
+    let skipped = skipped
+        .iter()
+        .map(|skipped| format!("auth.jwks: {skipped}"));
+    let ending = policy.validity.and_then(|validity| validity.note(now_s));
+    let exposed = config.exposed();
+    let warnings = exposed.iter().map(ToString::to_string).chain(ending);
+    Ok(skipped
+        .chain(warnings.map(|warning| format!("warning: {warning}")))
+        .collect())
 }

@@ -6,6 +6,8 @@
 //!
 //! What a command does is elsewhere: this module reads arguments and prints results.
 
+mod admin;
+mod audit;
 mod backup;
 mod chat;
 mod completions;
@@ -15,6 +17,7 @@ mod logging;
 pub mod output;
 mod recv;
 mod remote;
+mod revoke;
 mod send;
 mod serve;
 mod status;
@@ -48,6 +51,8 @@ Examples:
   iris token --user alice                   a token for it, good for an hour
   iris serve --config /etc/iris/iris.toml   a switch as configured
   iris status                               whether it is ready, and why not
+  iris revoke --user alice                  her tokens of before now open nothing any more
+  iris audit verify                         whether the audit log is as it was written
   iris config check --config iris.toml      what it would run with, and where each value comes from
   iris log verify                           whether everything on disk is as it was written
   iris backup --to /backup/iris-1           a copy, also while the switch runs
@@ -77,6 +82,10 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Ask a running switch whether it is ready
     Status(status::StatusArgs),
+    /// Refuse tokens that were good until now
+    Revoke(revoke::RevokeArgs),
+    /// Verify the audit log
+    Audit(audit::AuditArgs),
     /// Make a token, with which a user logs in
     Token(token::TokenArgs),
     /// Send a message
@@ -114,6 +123,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::run(&args, program.as_deref().unwrap_or("iris")),
         Command::Status(args) => status::run(&args),
+        Command::Revoke(args) => revoke::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Recv(args) => recv::run(&args),
@@ -187,6 +198,11 @@ mod tests {
         assert!(refused("iris token --user a --device dev\u{1}ce").contains("printable ASCII"));
         assert!(refused("iris token --user a --ttl 25h").contains("24h"));
         assert!(refused("iris token --user a --key f").contains("--kid"));
+        assert!(refused("iris audit verify --expect 7").contains("64 digits"));
+        assert!(refused("iris revoke").contains("--user"));
+        assert!(refused("iris revoke --user a --jti b").contains("cannot be used with"));
+        assert!(refused("iris revoke --jti b --before 7").contains("cannot be used with"));
+        assert!(refused("iris revoke --user a --before yesterday").contains("instant"));
         assert!(refused("iris log salvage --confirm x").contains("--set-aside"));
         assert!(refused("iris log salvage --set-aside --log 1").contains("cannot be used with"));
         assert!(refused("iris log dump --checkpoint --bodies").contains("cannot be used with"));

@@ -1,23 +1,15 @@
 //! `iris status`: asks the switch of this machine how it is.
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::output::{cells, columns};
-use super::{DATA_DEFAULT, Failure, output};
-use crate::runtime::admin::{REQUEST_MAX, STATUS_PATH, Status, socket};
+use super::{DATA_DEFAULT, Failure, admin, output};
+use crate::runtime::admin::{STATUS_PATH, Status};
 use crate::runtime::report::{CoreReport, LogReport};
 use crate::runtime::storage::Space;
-
-/// Bytes of an answer that are read at most: 64 cores and 128 logs take less than a tenth of it.
-const ANSWER_BYTES_MAX: u64 = 1 << 20;
-/// A little more than the switch takes for itself.
-const PATIENCE: Duration = REQUEST_MAX.saturating_add(Duration::from_secs(1));
 
 #[derive(Debug, Args)]
 #[command(long_about = "\
@@ -46,9 +38,12 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
-    let body = ask(&args.data)?;
+    let body = match admin::get(&args.data, STATUS_PATH)? {
+        (200, body) => body,
+        (code, _) => return Err(admin::no_sense(&args.data, &code)),
+    };
     let status: Status =
-        serde_json::from_str(&body).map_err(|error| no_sense(&args.data, &error))?;
+        serde_json::from_str(&body).map_err(|error| admin::no_sense(&args.data, &error))?;
     let text = if args.json {
         body.trim_end().to_owned()
     } else {
@@ -62,54 +57,6 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
     }
 }
 
-/// The body of the switch's answer.
-fn ask(data: &Path) -> Result<String, Failure> {
-    let mut stream = socket::connect(data).map_err(|error| not_reached(data, &error))?;
-    let answer = exchange(&mut stream).map_err(|error| no_sense(data, &error))?;
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .ok_or_else(|| no_sense(data, &"it is cut"))?;
-    match head.split(' ').nth(1) {
-        Some("200") => Ok(body.to_owned()),
-        _ => Err(no_sense(data, &head.lines().next().unwrap_or_default())),
-    }
-}
-
-/// HTTP/1.0: one request, and the answer ends where the connection does.
-fn exchange(stream: &mut UnixStream) -> std::io::Result<String> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("GET {STATUS_PATH} HTTP/1.0\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
-fn not_reached(data: &Path, error: &std::io::Error) -> Failure {
-    let place = data.join(socket::NAME);
-    let place = place.display();
-    Failure::NotRunning(match error.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => format!(
-            "no switch answers on {place} ({error}): none runs on that directory, or it is still \
-             reading its logs; start one with `iris serve`, or give another directory with --data"
-        ),
-        ErrorKind::PermissionDenied => format!(
-            "may not ask the switch on {place} ({error}); run this as the switch's user or as root"
-        ),
-        _ => {
-            format!("cannot ask the switch on {place} ({error}); check the path given with --data")
-        }
-    })
-}
-
-fn no_sense(data: &Path, why: &dyn std::fmt::Display) -> Failure {
-    Failure::Told(format!(
-        "the switch on {} took the question and gave no sensible answer ({why}); look at its log, and \
-         restart it if this goes on",
-        data.join(socket::NAME).display()
-    ))
-}
-
 /// For people.
 fn table(status: &Status) -> String {
     let mut text = String::from(if status.ready {
@@ -119,6 +66,9 @@ fn table(status: &Status) -> String {
     });
     for reason in &status.reasons {
         let _ = writeln!(text, "  {reason}");
+    }
+    for note in &status.notes {
+        let _ = writeln!(text, "  note: {note}");
     }
     let _ = writeln!(
         text,
@@ -201,6 +151,7 @@ mod tests {
             address: "127.0.0.1:7447".parse().unwrap(),
             ready: true,
             reasons: Vec::new(),
+            notes: Vec::new(),
             cores: vec![CoreReport {
                 connections: 1_000,
                 logs: vec![log],
@@ -230,9 +181,13 @@ mod tests {
         let mut status = status();
         status.ready = false;
         status.reasons = vec!["one".to_owned(), "two".to_owned()];
+        status.notes = vec!["three".to_owned()];
         status.cores[0].logs[0].damaged_shards = vec![3, 17];
         let text = table(&status);
-        assert!(text.starts_with("not ready\n  one\n  two\n\n"), "{text}");
+        assert!(
+            text.starts_with("not ready\n  one\n  two\n  note: three\n\n"),
+            "{text}"
+        );
         assert!(text.ends_with("3,17"), "{text}");
     }
 }

@@ -8,7 +8,7 @@ use iris_proto::id::{DeviceId, UserId};
 
 use super::{DATA_DEFAULT, Failure, output};
 use crate::auth::{Algorithm, MintRequest, SigningKey, TOKEN_LIFE_S_MAX, mint};
-use crate::config::{KEY_FILE_BYTES_MAX, read_bounded, strip_newline};
+use crate::config::{read_secret, strip_newline};
 use crate::runtime::dev;
 
 #[derive(Debug, Args)]
@@ -52,6 +52,9 @@ pub(super) struct TokenArgs {
     /// Whom it is for (`aud`)
     #[arg(long, value_name = "AUDIENCE", default_value = "iris")]
     audience: String,
+    /// The token's own id (`jti`), by which it can be revoked [default: a new one]
+    #[arg(long, value_name = "ID")]
+    jti: Option<String>,
     /// Where the development key is
     #[arg(long, value_name = "DIR", default_value = DATA_DEFAULT)]
     data: PathBuf,
@@ -89,7 +92,8 @@ fn life(text: &str) -> Result<u64, String> {
 
 pub(super) fn run(args: &TokenArgs) -> Result<(), Failure> {
     let (key, issuer) = signing_key(args)?;
-    let jti = uuid::Uuid::now_v7().to_string();
+    let jti = args.jti.clone();
+    let jti = jti.unwrap_or_else(|| uuid::Uuid::now_v7().to_string());
     let request = MintRequest {
         user: &args.user,
         device: args.device.as_ref(),
@@ -110,7 +114,7 @@ fn signing_key(args: &TokenArgs) -> Result<(SigningKey, Option<String>), Failure
             .unwrap_or_else(|| dev::ISSUER.to_owned());
         return Ok((dev::load(&args.data)?.signing_key()?, Some(issuer)));
     };
-    let mut material = read_bounded(path, KEY_FILE_BYTES_MAX)?;
+    let mut material = read_secret(path)?;
     let unusable = |error| Failure::Told(format!("{}: {error}", path.display()));
     let key = SigningKey::read(kid, &material).map_err(unusable)?;
     if key.algorithm() != Algorithm::Hs256 {

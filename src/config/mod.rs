@@ -18,6 +18,7 @@
 //! `assemble` is a pure function of its inputs; `load` reads the file and the environment for it, and
 //! `keyring` reads the key files.
 
+mod exposed;
 mod file;
 mod settings;
 #[cfg(test)]
@@ -29,6 +30,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use exposed::Exposed;
+use exposed::What;
 pub use settings::Complaint;
 pub use settings::{CORES_MAX, Cores, Source, describe};
 use settings::{MOVABLE, SETTINGS, Setting, Value, find};
@@ -38,6 +41,7 @@ use crate::auth::{
 };
 use crate::runtime::dev::{self, DevFiles};
 use crate::shard::retention::Retention;
+use zeroize::Zeroizing;
 
 const MS_PER_HOUR: u64 = 60 * 60 * 1_000;
 
@@ -65,6 +69,8 @@ pub struct Config {
     pub storage: Storage,
     /// `[log]`
     pub log: Log,
+    /// The file that it was read from.
+    file: Option<PathBuf>,
     settled: Settled,
 }
 
@@ -88,6 +94,18 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// Its private key in PEM.
     pub key: PathBuf,
+    /// Authorities in PEM, of one of which a client must show a certificate. `None`: clients need none.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl Tls {
+    fn settled(settled: &Settled) -> Result<Self, ConfigError> {
+        Ok(Self {
+            certificate: settled.path("tls.certificate")?,
+            key: settled.path("tls.key")?,
+            client_ca: settled.optional_path("tls.client_ca")?,
+        })
+    }
 }
 
 /// `[auth]`: whom the switch believes.
@@ -412,29 +430,13 @@ impl Config {
                 data: settled.path("server.data")?,
                 drain_timeout_ms: settled.number("server.drain_timeout_ms")?,
             },
-            tls: Tls {
-                certificate: settled.path("tls.certificate")?,
-                key: settled.path("tls.key")?,
-            },
+            tls: Tls::settled(&settled)?,
             auth: Auth {
                 rules,
                 keys,
                 jwks: settled.optional_path("auth.jwks")?,
             },
-            limits: Limits {
-                hello_timeout_ms: settled.number("limits.hello_timeout_ms")?,
-                inbox_entries: settled.number("limits.inbox_entries")?,
-                connections_per_core: settled.number("limits.connections_per_core")?,
-                handshakes_per_core: settled.number("limits.handshakes_per_core")?,
-                connections_per_address: settled.number("limits.connections_per_address")?,
-                failed_logins_per_minute: settled.number("limits.failed_logins_per_minute")?,
-                failed_logins_per_user_per_minute: settled
-                    .number("limits.failed_logins_per_user_per_minute")?,
-                messages_per_s: settled.number("limits.messages_per_s")?,
-                messages_burst: settled.number("limits.messages_burst")?,
-                write_timeout_ms: settled.number("limits.write_timeout_ms")?,
-                frame_timeout_ms: settled.number("limits.frame_timeout_ms")?,
-            },
+            limits: limits(&settled)?,
             storage: Storage {
                 segment_bytes: settled.number("storage.segment_bytes")?,
                 checkpoint_bytes: settled.number("storage.checkpoint_bytes")?,
@@ -453,6 +455,7 @@ impl Config {
                 },
                 level: settled.choice("log.level")?,
             },
+            file: None,
             settled,
         })
     }
@@ -480,13 +483,14 @@ impl Config {
             }
         })?;
         let environment = environment()?;
-        let file = file.zip(text.as_deref());
-        Self::assemble(&Inputs {
-            file,
+        let mut config = Self::assemble(&Inputs {
+            file: file.zip(text.as_deref()),
             environment: &environment,
             flags,
             dev,
-        })
+        })?;
+        config.file = file.map(Path::to_owned);
+        Ok(config)
     }
 
     /// The configuration of `iris serve --dev` with nothing from file or environment: for tests and
@@ -508,6 +512,7 @@ impl Config {
         config.tls = Tls {
             certificate: files.certificate,
             key: files.key,
+            client_ca: None,
         };
         config.auth.keys = vec![dev_key(files.token_verify)];
         Ok(config)
@@ -522,7 +527,7 @@ impl Config {
             file,
         } in &self.auth.keys
         {
-            let mut material = read_bounded(file, KEY_FILE_BYTES_MAX)?;
+            let mut material = read_secret(file)?;
             if *algorithm == Algorithm::Hs256 {
                 strip_newline(&mut material);
             }
@@ -534,7 +539,7 @@ impl Config {
         }
         let mut set = KeySet::default();
         if let Some(path) = &self.auth.jwks {
-            let text = read_bounded(path, KEY_FILE_BYTES_MAX)?;
+            let text = read_secret(path)?;
             set = KeySet::read(&text).map_err(|source| ConfigError::Jwks {
                 path: path.clone(),
                 source,
@@ -543,6 +548,36 @@ impl Config {
         let skipped = std::mem::take(&mut set.skipped);
         let keyring = Keyring::new(keys, set, self.auth.rules.clone())?;
         Ok((keyring, skipped))
+    }
+
+    /// The files whose permissions are too loose for what is in them, in order of their settings.
+    #[must_use]
+    pub fn exposed(&self) -> Vec<Exposed> {
+        let mut files = vec![(&self.tls.key, What::PrivateKey)];
+        files.extend(self.file.iter().map(|file| (file, What::Trusted)));
+        files.push((&self.tls.certificate, What::Trusted));
+        files.extend(self.tls.client_ca.iter().map(|file| (file, What::Trusted)));
+        files.extend(self.auth.keys.iter().map(|key| match key.algorithm {
+            Algorithm::Hs256 => (&key.file, What::Secret),
+            _ => (&key.file, What::Trusted),
+        }));
+        files.extend(self.auth.jwks.iter().map(|file| {
+            let text = read_secret(file).ok();
+            let set = text.and_then(|text| KeySet::read(&text).ok());
+            let has_secrets = set.is_some_and(|set| set.has_secrets());
+            (
+                file,
+                if has_secrets {
+                    What::Secret
+                } else {
+                    What::Trusted
+                },
+            )
+        }));
+        let files = files.into_iter();
+        files
+            .filter_map(|(path, what)| Exposed::look(path, what))
+            .collect()
     }
 
     /// The settings in which `newer` differs and which a running switch cannot take anew.
@@ -555,6 +590,23 @@ impl Config {
             .filter(|key| !MOVABLE.contains(&key.as_str()))
             .collect()
     }
+}
+
+fn limits(settled: &Settled) -> Result<Limits, ConfigError> {
+    Ok(Limits {
+        hello_timeout_ms: settled.number("limits.hello_timeout_ms")?,
+        inbox_entries: settled.number("limits.inbox_entries")?,
+        connections_per_core: settled.number("limits.connections_per_core")?,
+        handshakes_per_core: settled.number("limits.handshakes_per_core")?,
+        connections_per_address: settled.number("limits.connections_per_address")?,
+        failed_logins_per_minute: settled.number("limits.failed_logins_per_minute")?,
+        failed_logins_per_user_per_minute: settled
+            .number("limits.failed_logins_per_user_per_minute")?,
+        messages_per_s: settled.number("limits.messages_per_s")?,
+        messages_burst: settled.number("limits.messages_burst")?,
+        write_timeout_ms: settled.number("limits.write_timeout_ms")?,
+        frame_timeout_ms: settled.number("limits.frame_timeout_ms")?,
+    })
 }
 
 /// Writes the effective configuration as TOML, each value with its source.
@@ -687,16 +739,30 @@ pub fn strip_newline(secret: &mut Vec<u8>) {
 
 /// A file's bytes, unless it is larger than a file of its kind can be.
 pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, ConfigError> {
+    let mut bytes = Vec::new();
+    read_into(&mut bytes, path, max)?;
+    Ok(bytes)
+}
+
+/// A key file's bytes, which are wiped when they go. Room for all is taken at once, so that none are left
+/// behind where the buffer was before it grew.
+pub fn read_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, ConfigError> {
+    let room = usize::try_from(KEY_FILE_BYTES_MAX + 1).unwrap_or(usize::MAX);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room));
+    read_into(&mut bytes, path, KEY_FILE_BYTES_MAX)?;
+    Ok(bytes)
+}
+
+fn read_into(bytes: &mut Vec<u8>, path: &Path, max: u64) -> Result<(), ConfigError> {
     use io::Read;
     let failed = |source| ConfigError::Read {
         path: path.to_owned(),
         source,
     };
-    let mut bytes = Vec::new();
     fs::File::open(path)
         .map_err(failed)?
         .take(max + 1)
-        .read_to_end(&mut bytes)
+        .read_to_end(bytes)
         .map_err(failed)?;
     if bytes.len() as u64 > max {
         return Err(ConfigError::TooLarge {
@@ -704,5 +770,5 @@ pub fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, ConfigError> {
             max,
         });
     }
-    Ok(bytes)
+    Ok(())
 }

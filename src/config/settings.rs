@@ -73,6 +73,8 @@ pub(super) const SETTINGS: &[Setting] = &[
         "certificate chain in PEM, the switch's own first"),
     row("tls", "key", Kind::Path, None,
         "the certificate's private key in PEM"),
+    row("tls", "client_ca", Kind::Path, None,
+        "authorities in PEM: clients must show a certificate of one of them; none, if not set"),
     row("auth", "issuer", Kind::Text, None,
         "what a token's `iss` must be; any, if not set"),
     row("auth", "audience", Kind::Text, Some("iris"),
@@ -123,10 +125,11 @@ pub(super) const SETTINGS: &[Setting] = &[
 
 /// The settings that a running switch takes anew when it reloads, beside `[[auth.keys]]`. A change of
 /// any other one needs a restart.
-pub(super) const MOVABLE: [&str; 17] = [
+pub(super) const MOVABLE: [&str; 18] = [
     "server.drain_timeout_ms",
     "tls.certificate",
     "tls.key",
+    "tls.client_ca",
     "auth.issuer",
     "auth.audience",
     "auth.leeway_s",

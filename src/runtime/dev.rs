@@ -12,18 +12,25 @@
 //! Two processes that start at once end with one identity. The authority's private key is dropped as
 //! soon as it has signed, so the authority can never vouch for anything else.
 //!
+//! Certificate and authority are good for a year and a month; the switch says so when they end. Then
+//! remove the directory: the next start makes another.
+//!
 //! Not for production: whoever can read this directory can be anyone.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
 
+use zeroize::Zeroizing;
+
+use super::clock::Clock;
 use crate::auth::{MintError, SigningKey};
 
 /// The key id of the development key.
@@ -32,6 +39,11 @@ pub const KID: &str = "dev";
 pub const ISSUER: &str = "iris-dev";
 /// The names that the development certificate is good for.
 pub const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
+
+/// How long certificate and authority are good for: what scanners of certificates call sane, 397 days.
+const LIFE: Duration = Duration::from_secs(397 * 24 * 60 * 60);
+/// They are good from so long before they were made, for clocks that are behind.
+const BEHIND: Duration = Duration::from_secs(24 * 60 * 60);
 
 const DIRECTORY: &str = "dev";
 const PUBLIC: u32 = 0o644;
@@ -130,7 +142,7 @@ impl DevFiles {
     /// Reads the key that signs development tokens.
     pub fn signing_key(&self) -> Result<SigningKey, DevError> {
         let path = &self.token_signing;
-        let material = fs::read(path).map_err(failed("read", path))?;
+        let material = Zeroizing::new(fs::read(path).map_err(failed("read", path))?);
         SigningKey::read(KID, &material).map_err(|source| DevError::SigningKey {
             path: path.clone(),
             source,
@@ -239,7 +251,12 @@ struct TlsIdentity {
 }
 
 fn tls_identity() -> Result<TlsIdentity, rcgen::Error> {
+    let now = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_millis(Clock::read().unix_ms);
+    let date = |params: &mut CertificateParams| {
+        (params.not_before, params.not_after) = (now - BEHIND, now + (LIFE - BEHIND));
+    };
     let mut authority = CertificateParams::new(Vec::new())?;
+    date(&mut authority);
     authority
         .distinguished_name
         .push(DnType::CommonName, "iris development authority");
@@ -249,6 +266,7 @@ fn tls_identity() -> Result<TlsIdentity, rcgen::Error> {
     let ca = authority.self_signed(&authority_key)?;
 
     let mut server = CertificateParams::new(NAMES.map(String::from))?;
+    date(&mut server);
     server
         .distinguished_name
         .push(DnType::CommonName, "iris development server");
@@ -330,7 +348,7 @@ mod tests {
         let key = Key {
             kid: KID.into(),
             algorithm: Algorithm::EdDsa,
-            material: fs::read(&files.token_verify).unwrap(),
+            material: fs::read(&files.token_verify).unwrap().into(),
         };
         let rules = Rules {
             issuer: Some(ISSUER.into()),
@@ -366,7 +384,7 @@ mod tests {
         let builder =
             rustls::client::WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider);
         let verifier = builder.build().unwrap();
-        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+        let now = UnixTime::now();
         let check = |name: &'static str| {
             use rustls::client::danger::ServerCertVerifier;
             let name = ServerName::try_from(name).unwrap();

@@ -13,6 +13,8 @@
 
 pub mod admin;
 pub mod admission;
+pub mod audit;
+pub mod certificate;
 pub mod clock;
 pub mod dev;
 pub mod mesh;
@@ -21,6 +23,7 @@ pub mod policy;
 pub mod preflight;
 pub mod reactor;
 pub mod report;
+pub mod revocation;
 mod serve;
 mod start;
 pub mod storage;

@@ -12,7 +12,7 @@
 //!
 //! A new certificate comes with new ticket keys, since a ticket would bring back sessions that were
 //! begun under the old one; with the same certificate the TLS configuration stays, and its tickets with
-//! it. Ticket keys are replaced every 6 hours by rustls' rotator, whose lock a handshake meets and a
+//! it. The same holds for the authorities of clients. Ticket keys are replaced every 6 hours by rustls' rotator, whose lock a handshake meets and a
 //! message never does.
 
 use std::fmt;
@@ -23,10 +23,12 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 
 use super::admission::FailureRates;
+use super::certificate::{Validity, Watch};
 use super::start::Running;
 use super::tls::{TlsConfigError, certificates, server_config};
+use crate::audit::{Event, short};
 use crate::auth::Keyring;
-use crate::config::{self, Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded};
+use crate::config::{self, Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded, read_secret};
 use crate::limit::Rate;
 
 /// Why a policy cannot be made.
@@ -52,8 +54,12 @@ pub struct Policy {
     pub connections_per_core_max: usize,
     /// How much of anything there may be.
     pub limits: Limits,
+    /// When the certificate is valid; `None`: its dates cannot be read.
+    pub validity: Option<Validity>,
     /// The certificates in `tls`, to see whether they changed.
     chain: Vec<CertificateDer<'static>>,
+    /// The authorities whose clients alone are let in, if there are any.
+    client_authorities: Option<Vec<CertificateDer<'static>>>,
 }
 
 /// Rates, room for strangers, and patience.
@@ -108,11 +114,18 @@ impl Policy {
     /// Reads the files that the configuration names. What has not changed since `before` is kept.
     pub fn read(config: &Config, before: Option<&Self>) -> Result<Self, PolicyError> {
         let certificate = read_bounded(&config.tls.certificate, KEY_FILE_BYTES_MAX)?;
-        let key = read_bounded(&config.tls.key, KEY_FILE_BYTES_MAX)?;
+        let key = read_secret(&config.tls.key)?;
         let chain = certificates(&certificate)?;
-        let mut tls = server_config(&certificate, &key)?;
-        if let Some(before) = before.filter(|before| before.chain == chain) {
+        let client_authorities = client_authorities(config)?;
+        let mut tls = server_config(&certificate, &key, client_authorities.as_deref())?;
+        let is_same = |before: &&Self| {
+            before.chain == chain && before.client_authorities == client_authorities
+        };
+        if let Some(before) = before.filter(is_same) {
             tls = Arc::clone(&before.tls); // the key belongs to the certificate, so it is the same one
+        }
+        for exposed in config.exposed() {
+            tracing::warn!("{exposed}");
         }
         let (keyring, skipped) = config.keyring()?;
         for one in skipped {
@@ -130,9 +143,24 @@ impl Policy {
             connections_per_core_max: usize::try_from(config.limits.connections_per_core)
                 .unwrap_or(usize::MAX),
             limits: Limits::of(&config.limits),
+            validity: Validity::of_chain(&chain),
             chain,
+            client_authorities,
         })
     }
+}
+
+/// The certificates of `tls.client_ca`, if it is set.
+fn client_authorities(
+    config: &Config,
+) -> Result<Option<Vec<CertificateDer<'static>>>, PolicyError> {
+    let Some(path) = &config.tls.client_ca else {
+        return Ok(None);
+    };
+    let text = read_bounded(path, KEY_FILE_BYTES_MAX)?;
+    let read = certificates(&text);
+    let read = read.map_err(|error| TlsConfigError::ClientAuthority(error.to_string()))?;
+    Ok(Some(read))
 }
 
 /// What a reload starts from.
@@ -142,6 +170,7 @@ pub(super) struct Reloading<R> {
     policy: Arc<Policy>,
     reread: R,
     drain_timeout: Duration,
+    certificate: Watch,
 }
 
 impl<R: Fn() -> Result<Config, ConfigError>> Reloading<R> {
@@ -150,6 +179,7 @@ impl<R: Fn() -> Result<Config, ConfigError>> Reloading<R> {
         let drain_timeout = Duration::from_millis(started.server.drain_timeout_ms);
         Self {
             started,
+            certificate: Watch::start(policy.validity),
             policy,
             reread,
             drain_timeout,
@@ -177,6 +207,8 @@ impl<R: Fn() -> Result<Config, ConfigError>> Reloading<R> {
             Ok(adopted) => adopted,
             Err(why) => {
                 tracing::error!("SIGHUP: nothing was changed: {why}");
+                let outcome = short(&why);
+                running.audit(Event::Reload { outcome });
                 return;
             }
         };
@@ -195,6 +227,9 @@ impl<R: Fn() -> Result<Config, ConfigError>> Reloading<R> {
             connections_per_core = config.limits.connections_per_core,
             "SIGHUP: reloaded"
         );
+        let outcome = "done".to_owned();
+        running.audit(Event::Reload { outcome });
+        self.certificate.renew(policy.validity);
         self.drain_timeout = Duration::from_millis(config.server.drain_timeout_ms);
         self.policy = policy;
     }

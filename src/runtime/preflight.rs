@@ -25,6 +25,10 @@ pub const OPEN_FILES_MIN: u64 = 1_024;
 /// Cores that `cores = "all"` takes at most: there are 64 shards.
 const CORES_MAX: usize = crate::config::CORES_MAX;
 
+/// The soft limit of core files: the kernel writes none, and hands none to a program that collects them
+/// (`fs/coredump.c`: a limit of 1 byte is its own sign for that; 0 would stop files alone).
+const CORE_BYTES: u64 = 1;
+
 /// What the switch starts with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prepared {
@@ -154,12 +158,13 @@ pub fn run(config: &Config) -> Result<Prepared, PreflightError> {
 
     let memlock = probe_limit(libc::RLIMIT_MEMLOCK)?;
     if let Some(raised) = decide_memlock(memlock, cores.len())? {
-        set_limit(libc::RLIMIT_MEMLOCK, raised)?;
+        set_limit(libc::RLIMIT_MEMLOCK, Limit::all(raised))?;
     }
     let files = probe_limit(libc::RLIMIT_NOFILE)?;
     if let Some(raised) = decide_open_files(files)? {
-        set_limit(libc::RLIMIT_NOFILE, raised)?;
+        set_limit(libc::RLIMIT_NOFILE, Limit::all(raised))?;
     }
+    forbid_core_files()?;
     let listen = config.server.listen;
     probe_listen(listen).map_err(|error| decide_listen(listen, &error))?;
     Ok(Prepared {
@@ -175,6 +180,13 @@ pub fn run(config: &Config) -> Result<Prepared, PreflightError> {
 struct Limit {
     soft: u64,
     hard: u64,
+}
+
+impl Limit {
+    /// Raised as far as it goes.
+    fn all(hard: u64) -> Self {
+        Self { soft: hard, hard }
+    }
 }
 
 /// `disabled` is the sysctl `kernel.io_uring_disabled`, where there is one.
@@ -354,16 +366,23 @@ fn probe_limit(resource: libc::__rlimit_resource_t) -> Result<Limit, PreflightEr
     })
 }
 
-/// Raises the soft limit to `hard`, the hard limit that was read.
-fn set_limit(resource: libc::__rlimit_resource_t, hard: u64) -> Result<(), PreflightError> {
+/// No core files from here on: there are messages, tokens and keys in its memory. The hard limit stays,
+/// so `prlimit --core=unlimited --pid PID` allows them in a process that is to be looked into.
+fn forbid_core_files() -> Result<(), PreflightError> {
+    let hard = probe_limit(libc::RLIMIT_CORE)?.hard;
+    let soft = hard.min(CORE_BYTES);
+    set_limit(libc::RLIMIT_CORE, Limit { soft, hard })
+}
+
+fn set_limit(resource: libc::__rlimit_resource_t, limit: Limit) -> Result<(), PreflightError> {
     let limit = libc::rlimit {
-        rlim_cur: hard,
-        rlim_max: hard,
+        rlim_cur: limit.soft,
+        rlim_max: limit.hard,
     };
     // SAFETY: the kernel reads one `rlimit` from `limit`, which lives until after the call.
     let result = unsafe { libc::setrlimit(resource, &limit) };
     if result != 0 {
-        return Err(system("raise a resource limit"));
+        return Err(system("set a resource limit"));
     }
     Ok(())
 }

@@ -9,6 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::certificate::Validity;
 use super::storage::Space;
 
 /// What a core has done since it started. Plain numbers of one thread; logged when it stops.
@@ -86,6 +87,8 @@ pub struct CoreReport {
     /// What it sheds: 0 nothing, then each step with those before: 1 signals, 2 fresh receipts, 3 new
     /// connections, 4 new sends.
     pub shed: u64,
+    /// When the certificate that it shows is valid. `None`: its dates cannot be read.
+    pub certificate: Option<Validity>,
     /// Its logs, in order.
     pub logs: Vec<LogReport>,
 }

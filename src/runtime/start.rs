@@ -9,13 +9,18 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin};
 use thiserror::Error;
 
-use super::admin::{Admin, AdminError, Line};
+use super::admin::{Admin, AdminError, Line, RevokeLine, Revoker};
 use super::admission::Admission;
+use super::audit::{Audit, AuditError, Queue};
+use super::clock::Clock;
 use super::mesh::{Mesh, Parcel, Peer};
 use super::policy::Policy;
 use super::reactor::{Control, Core, CoreParts, Farewells, Hooks};
+use super::revocation::{RevocationFile, RevocationFileError};
 use super::storage::{DataDir, DataDirError, Files, Format, LogError, Upkeep, open_log};
 use super::stream::{Doorbell, Sockets, SocketsConfig, StartError};
+use crate::audit::Event;
+use crate::auth::Revocations;
 use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::ring::{Consumer, Producer, Sleeper, link};
 use crate::shard::ShardConfig;
@@ -23,9 +28,10 @@ use crate::store::Store;
 
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
-/// Orders that wait for a core: one to drain, one to report, one to adopt a policy, and room. Of reports
-/// and policies at most one waits with each core, so that an order to drain always finds a place.
-const ORDERS_MAX: usize = 4;
+/// Orders that wait for a core: one to drain, one to report, one to adopt a policy, one to revoke, and
+/// room. Of all but the first at most one waits with each core, so that an order to drain always finds a
+/// place.
+const ORDERS_MAX: usize = 5;
 /// How long a core may take to adopt a policy before it is called silent. A healthy one does within its
 /// tick of 50 ms.
 pub const ADOPT_MAX: Duration = Duration::from_secs(2);
@@ -62,6 +68,12 @@ pub enum NodeError {
     /// A log cannot be read.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The list of revoked tokens cannot be used.
+    #[error(transparent)]
+    Revocations(#[from] RevocationFileError),
+    /// There can be no audit thread.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// A core's rings cannot be set up.
     #[error(transparent)]
     Rings(#[from] StartError),
@@ -122,6 +134,12 @@ pub struct Running {
     address: SocketAddr,
     control: Vec<Order>,
     threads: Vec<glommio::ExecutorJoinHandle<Vec<(LogId, u64)>>>,
+    /// What the cores started with.
+    revoked: (RevocationFile, Arc<Revocations>),
+    /// For the starter, and for the admin thread until there is one.
+    queues: [Option<Queue>; 2],
+    /// Gone before `data`, and after whoever puts something into it.
+    audit: Audit,
     /// Gone before `data`, whose lock says that the socket's file is ours.
     admin: Option<Admin>,
     /// Keeps the lock for as long as the cores run.
@@ -147,8 +165,25 @@ impl Running {
             Line::new(order.control.clone(), move || doorbell.ring())
         });
         let lines = lines.collect();
-        self.admin = Some(Admin::open(self.data.path(), self.address, lines)?);
+        let revoking = self.control.iter().map(|order| {
+            let doorbell = order.doorbell.clone();
+            RevokeLine::new(order.control.clone(), move || doorbell.ring())
+        });
+        let (file, list) = self.revoked.clone();
+        let Some(queue) = self.queues[1].take() else {
+            return Ok(()); // it has been opened
+        };
+        let revoker = Revoker::new(file, list, revoking.collect(), queue);
+        let path = self.data.path();
+        self.admin = Some(Admin::open(path, self.address, lines, revoker)?);
         Ok(())
+    }
+
+    /// Notes something in the audit log.
+    pub fn audit(&mut self, event: Event) {
+        if let Some(queue) = &mut self.queues[0] {
+            queue.put(Clock::read().unix_ms, event);
+        }
     }
 
     /// Tells every core to say goodbye, finish and end, within `patience`; returns at once.
@@ -194,9 +229,9 @@ impl Running {
 
     /// Waits until all cores have ended, and notes how far the logs reach: should a later start find
     /// less, it knows that something was lost.
-    pub fn wait(self) -> Result<(), DataDirError> {
+    pub fn wait(mut self) -> Result<(), DataDirError> {
         let mut ends = self.data.super_block().durable_lsn.clone();
-        for thread in self.threads {
+        for thread in self.threads.drain(..) {
             match thread.join() {
                 Ok(durable) => {
                     for (log, end) in durable {
@@ -206,7 +241,9 @@ impl Running {
                 Err(error) => tracing::error!(%error, "a core ended in an error"),
             }
         }
-        drop(self.admin);
+        drop(self.admin.take());
+        self.audit(Event::Stop);
+        drop(self.audit); // all is written, and synced
         self.data.record_durable(&ends)
     }
 }
@@ -224,6 +261,9 @@ struct Go {
 pub fn start(options: Options) -> Result<Running, NodeError> {
     let data = Arc::new(DataDir::open(&options.data, &options.format)?);
     let super_block = data.super_block();
+    let revoked = revocations(&data)?;
+    let (audit, mut queues) = Audit::start(data.path(), options.processors.len() + 2)?;
+    let queues_of_ours = [queues.pop(), queues.pop()];
     let cores = u16::try_from(options.processors.len()).unwrap_or(u16::MAX);
     // Both are below 65,536: a super block with more is refused when it is read.
     let narrow = |count: u32| u16::try_from(count).unwrap_or(u16::MAX);
@@ -233,9 +273,8 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
     let sleepers: Vec<_> = (0..cores).map(|_| Arc::new(Sleeper::new())).collect();
     let (admission, farewells) = (Admission::new(), Farewells::new(usize::from(cores)));
     let mut starting = Vec::new();
-    for (index, &processor) in options.processors.iter().enumerate() {
-        let (prepared, is_prepared) = bounded(1);
-        let (go, may_go) = bounded(1);
+    let both = options.processors.iter().zip(queues);
+    for (index, (&processor, audit)) in both.enumerate() {
         let (control, orders) = bounded(ORDERS_MAX);
         let seed = Seed {
             #[expect(clippy::cast_possible_truncation, reason = "counted as u16 above")]
@@ -243,55 +282,74 @@ pub fn start(options: Options) -> Result<Running, NodeError> {
             placement,
             cluster: super_block.data_name(),
             options: options.clone(),
+            revoked: Arc::clone(&revoked.1),
+            audit,
             data: data.clone(),
             admission: admission.clone(),
             farewells: farewells.clone(),
             sleeper: sleepers[index].clone(),
             orders,
         };
-        let thread = LocalExecutorBuilder::new(Pin::Fixed(processor))
-            .name(&format!("iris-core-{index}"))
-            .io_memory(EXECUTOR_IO_MEMORY)
-            .spawn(move || seed.run(prepared, may_go))
-            .map_err(|error| NodeError::Executor {
-                processor,
-                reason: error.to_string(),
-            })?;
-        starting.push((thread, is_prepared, go, control));
+        starting.push((seed.plant(processor)?, control));
     }
     let mut doorbells = Vec::new();
-    for (index, (_, is_prepared, ..)) in starting.iter().enumerate() {
-        let processor = options.processors[index];
-        let doorbell = is_prepared.recv().map_err(|_| NodeError::Executor {
-            processor,
-            reason: "it ended before it was ready".to_owned(),
-        })??;
-        doorbells.push(doorbell);
+    for (started, _) in &starting {
+        doorbells.push(started.doorbell()?);
     }
     let meshes = weave(&sleepers, &doorbells);
     let mut running = Running {
         address,
         control: Vec::new(),
         threads: Vec::new(),
+        revoked,
+        queues: queues_of_ours,
+        audit,
         admin: None,
         data,
     };
-    for ((((thread, _, go, control), mesh), listener), doorbell) in starting
-        .into_iter()
-        .zip(meshes)
-        .zip(listeners)
-        .zip(doorbells)
-    {
+    let rest = meshes.into_iter().zip(listeners).zip(doorbells);
+    for ((started, control), ((mesh, listener), doorbell)) in starting.into_iter().zip(rest) {
         // A core that is gone has sent its error above.
-        let _ = go.send(Go { mesh, listener });
+        let _ = started.go.send(Go { mesh, listener });
         running.control.push(Order {
             control,
             doorbell,
             adopting: None,
         });
-        running.threads.push(thread);
+        running.threads.push(started.thread);
     }
+    running.audit(Event::Start {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+    });
     Ok(running)
+}
+
+/// The list of revoked tokens that the cores start with, and its file.
+fn revocations(data: &DataDir) -> Result<(RevocationFile, Arc<Revocations>), NodeError> {
+    let was_used = data.super_block().incarnation > 1;
+    let (file, mut revoked) = RevocationFile::open(data.path(), was_used)?;
+    revoked.expire(Clock::read().unix_s());
+    Ok((file, Arc::new(revoked)))
+}
+
+/// A core whose thread has been started.
+struct Started {
+    processor: usize,
+    thread: glommio::ExecutorJoinHandle<Vec<(LogId, u64)>>,
+    prepared: Receiver<Prepared>,
+    go: Sender<Go>,
+}
+
+impl Started {
+    /// Waits until the core could serve.
+    fn doorbell(&self) -> Prepared {
+        let prepared = self.prepared.recv();
+        prepared.map_err(|_| NodeError::Executor {
+            processor: self.processor,
+            reason: "it ended before it was ready".to_owned(),
+        })?
+    }
 }
 
 /// One listener per core on the same address: the kernel spreads connections over them.
@@ -362,6 +420,8 @@ struct Seed {
     placement: Placement,
     cluster: [u8; 16],
     options: Options,
+    revoked: Arc<Revocations>,
+    audit: Queue,
     data: Arc<DataDir>,
     admission: Arc<Admission>,
     farewells: Arc<Farewells>,
@@ -370,6 +430,27 @@ struct Seed {
 }
 
 impl Seed {
+    /// Starts the core's thread on its processor.
+    fn plant(self, processor: usize) -> Result<Started, NodeError> {
+        let (prepared, is_prepared) = bounded(1);
+        let (go, may_go) = bounded(1);
+        let builder = LocalExecutorBuilder::new(Pin::Fixed(processor));
+        let thread = builder
+            .name(&format!("iris-core-{}", self.id.0))
+            .io_memory(EXECUTOR_IO_MEMORY)
+            .spawn(move || self.run(prepared, may_go))
+            .map_err(|error| NodeError::Executor {
+                processor,
+                reason: error.to_string(),
+            })?;
+        Ok(Started {
+            processor,
+            thread,
+            prepared: is_prepared,
+            go,
+        })
+    }
+
     /// The life of one core.
     async fn run(self, prepared: Sender<Prepared>, may_go: Receiver<Go>) -> Vec<(LogId, u64)> {
         let ready = self.recover().and_then(|logs| {
@@ -397,6 +478,8 @@ impl Seed {
             id: self.id,
             placement: self.placement,
             policy: self.options.policy,
+            revoked: self.revoked,
+            audit: self.audit,
             admission: self.admission,
             farewells: self.farewells,
             cluster: self.cluster,

@@ -21,8 +21,10 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{
     ClientHello, NoServerSessionStorage, ResolvesServerCert, UnbufferedServerConnection,
+    WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
 use rustls::unbuffered::{
@@ -87,6 +89,11 @@ pub enum TlsConfigError {
     /// The certificate and the key cannot be used together.
     #[error("cannot use this certificate with this key: {0}; they must belong together")]
     Mismatch(rustls::Error),
+    /// The authorities of clients cannot be used.
+    #[error(
+        "cannot use the authorities of clients ({0}); give a PEM file with CA certificates as tls.client_ca"
+    )]
+    ClientAuthority(String),
     /// The tickets' keys could not be made, or rustls refuses the settings.
     #[error("cannot set up TLS: {0}; the machine's random source must work")]
     Setup(rustls::Error),
@@ -499,10 +506,12 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// The server's TLS: TLS 1.3 only, ALPN `iris/2` required, one stateless session ticket.
+/// The server's TLS: TLS 1.3 only, ALPN `iris/2` required, one stateless session ticket. With `clients`
+/// a peer must show a certificate of one of these authorities, or the handshake fails.
 pub fn server_config(
     certificate_pem: &[u8],
     key_pem: &[u8],
+    clients: Option<&[CertificateDer<'static>]>,
 ) -> Result<Arc<ServerConfig>, TlsConfigError> {
     let chain = certificates(certificate_pem)?;
     let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(TlsConfigError::Key)?;
@@ -512,7 +521,7 @@ pub fn server_config(
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsConfigError::Setup)?
-        .with_no_client_auth()
+        .with_client_cert_verifier(client_verifier(clients)?)
         .with_cert_resolver(Arc::new(OneCertificate(Arc::new(certified))));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -520,6 +529,23 @@ pub fn server_config(
     config.send_tls13_tickets = TICKETS;
     config.max_tls13_tickets = TICKETS;
     Ok(Arc::new(config))
+}
+
+/// Who may shake hands: everybody, or whoever one of these authorities vouches for.
+fn client_verifier(
+    authorities: Option<&[CertificateDer<'static>]>,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsConfigError> {
+    let Some(authorities) = authorities else {
+        return Ok(WebPkiClientVerifier::no_client_auth());
+    };
+    let mut roots = RootCertStore::empty();
+    for certificate in authorities {
+        let added = roots.add(certificate.clone());
+        added.map_err(|error| TlsConfigError::ClientAuthority(error.to_string()))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .build()
+        .map_err(|error| TlsConfigError::ClientAuthority(error.to_string()))
 }
 
 /// A client's TLS that trusts the certificates in `ca_pem` and nothing else.

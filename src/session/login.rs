@@ -9,7 +9,7 @@ use iris_proto::limits::{self, VERSION};
 use iris_proto::v2::{self, GoodbyeReason};
 use iris_proto::wire::HelloRef;
 
-use super::Identity;
+use super::{Identity, Token};
 use crate::auth::Claims;
 use crate::placement::UserHash;
 
@@ -28,6 +28,7 @@ pub fn identify(
     hello: &HelloRef<'_>,
     hash: UserHash,
 ) -> Result<Identity, GoodbyeReason> {
+    let token = Token::of(&claims);
     let device = match claims.device {
         Some(device) if hello.device.is_empty() || hello.device == device.as_str() => device,
         Some(_) => return Err(GoodbyeReason::DeviceMismatch),
@@ -39,7 +40,7 @@ pub fn identify(
         hash,
         device,
         epoch: SendEpoch(hello.send_epoch),
-        expires_s: claims.expires_s,
+        token,
         send_only: hello.capabilities.iter().any(|name| name == SEND_ONLY),
     })
 }

@@ -18,6 +18,7 @@ pub mod window;
 use iris_proto::id::{DeviceId, SendEpoch, Seq, UserId};
 use iris_proto::limits::{FETCH_ENTRIES_MAX, SENDS_IN_FLIGHT_MAX};
 
+use crate::auth::Claims;
 use crate::placement::UserHash;
 use window::Window;
 
@@ -33,10 +34,33 @@ pub struct Identity {
     pub device: DeviceId,
     /// The device's send epoch.
     pub epoch: SendEpoch,
-    /// When the token ends, in seconds since the Unix epoch.
-    pub expires_s: u64,
+    /// The token that it goes on with.
+    pub token: Token,
     /// The session only sends: it has no cursor, gets no entries, and holds back nobody's inbox.
     pub send_only: bool,
+}
+
+/// What a session keeps of its token: when it ends, and what it could be revoked by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// When it ends, in seconds since the Unix epoch.
+    pub expires_s: u64,
+    /// When it was issued; 0: it does not say.
+    pub issued_s: u64,
+    /// Its own id.
+    pub jti: Option<Box<str>>,
+}
+
+impl Token {
+    /// Out of a verified token.
+    #[must_use]
+    pub fn of(claims: &Claims) -> Self {
+        Self {
+            expires_s: claims.expires_s,
+            issued_s: claims.issued_s,
+            jti: claims.jti.as_deref().map(Box::from),
+        }
+    }
 }
 
 /// Part of the answer to a Fetch that is still to come.
@@ -270,7 +294,11 @@ mod tests {
             hash: UserHash(1),
             device: DeviceId::new("phone").unwrap(),
             epoch: SendEpoch(1),
-            expires_s: 0,
+            token: Token {
+                expires_s: 0,
+                issued_s: 0,
+                jti: None,
+            },
             send_only,
         };
         Session::new(identity, Seq(10), Seq(10))

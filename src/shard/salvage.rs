@@ -304,9 +304,7 @@ impl Salvage {
         if !planted::is(Bug::LostNameAgain) {
             self.shard.users.begin_behind(Seq(begins));
         }
-        if !planted::is(Bug::LostIndexAgain) {
-            self.shard.applied += doubted.entries;
-        }
+        self.shard.applied += doubted.entries;
         self.shard.changes.clear();
         let unnamed = Unnamed {
             entries: doubted.messages,

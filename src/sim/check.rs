@@ -392,6 +392,9 @@ impl Check {
         );
         let inbox = self.model_of(&user).inboxes.get(&user);
         let Some(registered) = inbox.and_then(|inbox| inbox.device(&device)) else {
+            if self.seen[client].is_forgotten {
+                return; // said before the salvage that lost it, and on its way until now
+            }
             return world
                 .fail(|| format!("{user}/{device} has a session and is not known durably"));
         };

@@ -22,7 +22,7 @@ use crate::placement::{HashKey, Placement};
 /// Microseconds that everything may take to arrive once nothing goes wrong any more.
 const SETTLE_MAX_US: u64 = 240_000_000;
 /// Events of one world. More: something goes round in circles.
-const EVENTS_MAX: u64 = 3_000_000;
+const EVENTS_MAX: u64 = 12_000_000;
 
 /// What came of a seed.
 #[derive(Clone, Debug)]

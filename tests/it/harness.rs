@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use iris::auth::{MintRequest, SigningKey, mint};
 use iris::runtime::dev;
 use iris_proto::id::{DeviceId, UserId};
@@ -94,6 +94,8 @@ pub struct Server {
     child: Child,
     /// Lines on its standard error, as they come.
     errors: Receiver<String>,
+    /// Those that were passed over or given out already.
+    passed: (Sender<String>, Receiver<String>),
     pub address: SocketAddr,
     pub data: PathBuf,
     /// Read when it starts: later the disk may be gone.
@@ -145,6 +147,7 @@ impl Server {
         Self {
             child,
             errors,
+            passed: unbounded(),
             address,
             data: data.to_owned(),
             identity: Identity::of(data),
@@ -163,10 +166,11 @@ impl Server {
     /// The next line of its log that contains `part`; those before it are passed over.
     pub fn log_line(&self, part: &str) -> String {
         loop {
-            match self.errors.recv_timeout(PATIENCE) {
-                Ok(line) if line.contains(part) => return line,
-                Ok(_) => {}
-                Err(error) => panic!("`{part}` was not logged: {error}"),
+            let line = self.errors.recv_timeout(PATIENCE);
+            let line = line.unwrap_or_else(|error| panic!("`{part}` was not logged: {error}"));
+            let _ = self.passed.0.send(line.clone()); // we have its other end
+            if line.contains(part) {
+                return line;
             }
         }
     }
@@ -202,8 +206,8 @@ impl Server {
         self.signal(libc::SIGCONT);
     }
 
-    /// Waits for the end that it comes to by itself; how it ended, and what it had said on standard
-    /// error since it was ready.
+    /// Waits for the end that it comes to by itself; how it ended, and all that it had said on standard
+    /// error.
     pub fn ended(mut self) -> (ExitStatus, Vec<String>) {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
@@ -213,7 +217,8 @@ impl Server {
             assert!(Instant::now() < deadline, "the switch goes on");
             std::thread::yield_now();
         };
-        (status, self.errors.iter().collect())
+        let passed = self.passed.1.try_iter();
+        (status, passed.chain(self.errors.iter()).collect())
     }
 
     /// The end without warning.

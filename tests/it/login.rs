@@ -323,3 +323,52 @@ fn a_bad_record_behind_a_burst_of_pings_ends_that_connection_and_nothing_else() 
     }
     watcher.send_accepted("watcher", 1, b"still here");
 }
+
+/// Says Hello on all of them at once; how many go on, and what the others were told.
+fn log_in_at_once(clients: &mut [Raw], token: &str) -> (usize, Vec<GoodbyeReason>) {
+    for client in clients.iter_mut() {
+        client.shake_hands();
+    }
+    for client in clients.iter_mut() {
+        client.hello(token, &Hello::default());
+    }
+    let mut reasons = Vec::new();
+    let mut live: Vec<&mut Raw> = clients.iter_mut().collect();
+    // In the first round some answer before they are replaced; in the second all Hellos are decided.
+    for nonce in 1..=2 {
+        for client in &mut live {
+            client.write_if_open(ClientFrame::Ping(v2::Ping { nonce }));
+        }
+        live.retain_mut(|client| {
+            loop {
+                match client.next() {
+                    ServerFrame::Pong(pong) if pong.nonce == nonce => return true,
+                    ServerFrame::Goodbye(goodbye) => {
+                        reasons.push(goodbye.reason());
+                        return false;
+                    }
+                    _ => {}
+                }
+            }
+        });
+    }
+    (live.len(), reasons)
+}
+
+/// Connections are spread over the cores, so a Hello that was read first may arrive at its user's core
+/// last.
+/// R: B-6
+#[test]
+fn of_connections_of_a_device_that_come_at_once_one_stays_and_the_others_are_told() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let identity = server.identity();
+    for round in 0..50 {
+        let token = identity.token(&format!("user{}", round % 4));
+        let connect = |_| Raw::connect(server.address, &identity);
+        let mut clients: Vec<Raw> = (0..4).map(connect).collect();
+        let (live, reasons) = log_in_at_once(&mut clients, &token);
+        assert_eq!(live, 1, "round {round}");
+        assert_eq!(reasons, [GoodbyeReason::Replaced; 3], "round {round}");
+    }
+}

@@ -6,7 +6,9 @@
 )]
 
 mod admin;
+mod audit;
 mod bench;
+mod certificates;
 mod crash;
 mod delivery;
 mod drain;
@@ -16,12 +18,15 @@ mod gate;
 mod harness;
 mod hygiene;
 mod limits;
+mod live_fuzz;
 mod load;
 mod login;
 mod offline;
 mod raw;
 mod reauth;
 mod reload;
+mod revoke;
+mod secrets;
 mod small_disk;
 mod start;
 mod tour;

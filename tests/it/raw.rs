@@ -12,6 +12,7 @@ use iris_proto::v2::server_frame::Frame as ServerFrame;
 use iris_proto::v2::{self, GoodbyeReason, RejectCode};
 use iris_proto::wire;
 use prost::Message;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::harness::{Identity, PATIENCE, Server};
@@ -44,14 +45,25 @@ impl Default for Hello<'_> {
     }
 }
 
+/// A certificate of a client, and its key.
+pub type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
 /// A client's TLS. Connections that share one resume each other's sessions.
 pub fn config(identity: &Identity) -> Arc<ClientConfig> {
+    config_with(identity, None)
+}
+
+/// The same of a client that shows a certificate.
+pub fn config_with(identity: &Identity, shown: Option<Shown>) -> Arc<ClientConfig> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
-        .with_root_certificates(identity.roots.clone())
-        .with_no_client_auth();
+        .with_root_certificates(identity.roots.clone());
+    let mut config = match shown {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
+        None => builder.with_no_client_auth(),
+    };
     config.alpn_protocols = vec![b"iris/2".to_vec()];
     Arc::new(config)
 }
@@ -101,6 +113,14 @@ impl Raw {
         (client, welcome)
     }
 
+    /// Does the handshake now, and not with the first frame.
+    pub fn shake_hands(&mut self) {
+        while self.stream.conn.is_handshaking() {
+            let (conn, sock) = (&mut self.stream.conn, &mut self.stream.sock);
+            conn.complete_io(sock).unwrap();
+        }
+    }
+
     /// Sends the ClientHello and waits for nothing.
     pub fn start_handshake(&mut self) {
         self.stream.conn.write_tls(&mut self.stream.sock).unwrap();
@@ -141,6 +161,11 @@ impl Raw {
         wire::encode_client(&mut bytes, frame);
         self.stream.write_all(&bytes)?;
         self.stream.flush()
+    }
+
+    /// Writes to a switch that may have said Goodbye and closed.
+    pub fn write_if_open(&mut self, frame: ClientFrame) {
+        let _ = self.try_write(frame);
     }
 
     pub fn write_bytes(&mut self, bytes: &[u8]) {

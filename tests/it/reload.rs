@@ -28,12 +28,12 @@ fn token_key() -> (SigningKey, String) {
 }
 
 /// Makes it reload; the line that says what came of it.
-fn reload(server: &Server) -> String {
+pub fn reload(server: &Server) -> String {
     server.hang_up();
     server.log_line("SIGHUP: ")
 }
 
-fn reloaded(server: &Server) {
+pub fn reloaded(server: &Server) {
     let line = reload(server);
     assert!(line.contains("SIGHUP: reloaded"), "{line}");
 }
@@ -182,14 +182,14 @@ fn a_reload_that_fails_changes_nothing_and_says_why_in_one_line() {
 }
 
 /// A configuration file beside the development identity, which it uses for TLS.
-fn configure(data: &Path, more: &str) -> PathBuf {
+pub fn configure(data: &Path, more: &str) -> PathBuf {
     let path = data.join("dev").join("iris.toml");
     let tls = "[tls]\ncertificate = \"certificate.pem\"\nkey = \"key.pem\"\n";
     std::fs::write(&path, format!("{tls}{more}")).unwrap();
     path
 }
 
-fn start_configured(data: &Path, cores: usize, more: &str) -> Server {
+pub fn start_configured(data: &Path, cores: usize, more: &str) -> Server {
     Server::start(data).kill(); // makes the identity
     let setup = Setup {
         config: Some(configure(data, more)),

@@ -72,11 +72,11 @@ impl FakeSwitch {
     pub fn start(data: &Path, fault: Fault) -> Self {
         let files = dev::ensure(data).unwrap();
         let read = |path: &Path| std::fs::read(path).unwrap();
-        let tls = server_config(&read(&files.certificate), &read(&files.key)).unwrap();
+        let tls = server_config(&read(&files.certificate), &read(&files.key), None).unwrap();
         let key = Key {
             kid: dev::KID.to_owned(),
             algorithm: Algorithm::EdDsa,
-            material: read(&files.token_verify),
+            material: read(&files.token_verify).into(),
         };
         let rules = Rules {
             issuer: Some(dev::ISSUER.to_owned()),

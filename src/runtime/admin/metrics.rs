@@ -65,6 +65,8 @@ const OF_CORES: &[Metric<CoreReport>] = &[
         |core| Some(core.strangers)),
     gauge("iris_core_shed", "What the core sheds: 0 nothing, 1 signals, 2 and fresh receipts, 3 and new connections, 4 and new sends.",
         |core| Some(core.shed)),
+    gauge("iris_certificate_not_after_timestamp_seconds", "When the certificate that the core shows ends, since the Unix epoch.",
+        |core| core.certificate.map(|validity| validity.ends_s)),
     counter("iris_connections_accepted_total", "Connections that were accepted.",
         |core| Some(core.totals.accepted)),
     counter("iris_logins_total", "Sessions that began.",

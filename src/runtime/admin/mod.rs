@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   curl, probe, `iris status` ──HTTP/1.1──▶ <data>/admin.sock ─▶ one thread, tokio and hyper
-//!                                                                  │ routes ─▶ asker
-//!   every core, in its next tick ◀── Control::Report, doorbell ────┘
+//!                                                                  │ routes ─▶ asker, revoker
+//!   every core, in its next tick ◀── Control, doorbell ────────────┘
 //! ```
 //!
 //! One ordinary thread, pinned to no processor, at work only while somebody asks. **It never holds up a
@@ -25,6 +25,7 @@ mod asker;
 mod io;
 mod metrics;
 mod readiness;
+mod revoker;
 mod routes;
 pub mod socket;
 
@@ -45,7 +46,9 @@ pub use asker::{ANSWER_MAX, Line};
 use asker::{Ask, Asker};
 use readiness::Facts;
 pub use readiness::Status;
-pub use routes::STATUS_PATH;
+use revoker::Wish;
+pub use revoker::{REVOKE_MAX, RevokeLine, Revoked, Revoker};
+pub use routes::{REVOKE_PATH, Revocation, STATUS_PATH};
 
 /// Connections at a time. Further ones wait in the kernel until one of these ends.
 pub const CONNECTIONS_MAX: usize = 8;
@@ -62,6 +65,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const _: () = {
     // A question may find a round under way and wait for the next one.
     assert!(2 * ANSWER_MAX.as_millis() < REQUEST_MAX.as_millis());
+    // So may a revocation; the rest is for the disk. One that waits for longer is cut, and holds.
+    assert!(3 * REVOKE_MAX.as_millis() < REQUEST_MAX.as_millis());
 };
 
 /// Why there is no admin socket.
@@ -102,12 +107,18 @@ pub struct Admin {
 
 impl Admin {
     /// Opens the socket in the data directory, whose lock the caller holds for as long as this lives.
-    pub fn open(data: &Path, address: SocketAddr, lines: Vec<Line>) -> Result<Self, AdminError> {
+    pub fn open(
+        data: &Path,
+        address: SocketAddr,
+        lines: Vec<Line>,
+        revoker: Revoker,
+    ) -> Result<Self, AdminError> {
         let path = data.join(socket::NAME);
         let listener = socket::listen(data)?;
         let (stop, stopped) = oneshot::channel();
         let serving = Serving {
             asker: Asker::new(lines, ANSWER_MAX),
+            revoker,
             facts: Facts::of_this_process(address),
             listener,
             stopped,
@@ -140,9 +151,17 @@ impl Drop for Admin {
     }
 }
 
+/// Where requests go.
+#[derive(Clone)]
+struct Ways {
+    asks: mpsc::Sender<Ask>,
+    wishes: mpsc::Sender<Wish>,
+}
+
 /// What the thread starts from.
 struct Serving {
     asker: Asker,
+    revoker: Revoker,
     facts: Facts,
     listener: std::os::unix::net::UnixListener,
     stopped: oneshot::Receiver<()>,
@@ -166,15 +185,19 @@ impl Serving {
         let mut stopped = self.stopped;
         let mut connections = JoinSet::new();
         let asking = self.asker.run(asked);
-        tokio::pin!(asking);
+        let (wishes, wished) = mpsc::channel(ASKS_MAX);
+        let revoking = self.revoker.run(wished);
+        tokio::pin!(asking, revoking);
+        let ways = Ways { asks, wishes };
         loop {
             tokio::select! {
                 _ = &mut stopped => return Ok(()), // open connections are cut
-                () = &mut asking => return Ok(()), // never: `asks` lives
+                () = &mut asking => return Ok(()), // never: `ways` lives
+                () = &mut revoking => return Ok(()),
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                     Ok((stream, _)) => {
-                        connections.spawn(connection(stream, self.facts.clone(), asks.clone()));
+                        connections.spawn(connection(stream, self.facts.clone(), ways.clone()));
                     }
                     Err(error) => {
                         tracing::debug!(%error, "an admin connection could not be accepted");
@@ -187,10 +210,10 @@ impl Serving {
 }
 
 /// One connection: one request, one answer.
-async fn connection(stream: UnixStream, facts: Facts, asks: mpsc::Sender<Ask>) {
+async fn connection(stream: UnixStream, facts: Facts, ways: Ways) {
     let service = service_fn(|request| {
-        let (facts, asks) = (&facts, &asks);
-        async move { Ok::<_, Infallible>(routes::answer(&request, facts, asks).await) }
+        let (facts, ways) = (&facts, &ways);
+        async move { Ok::<_, Infallible>(routes::answer(request, facts, ways).await) }
     });
     let served = http1::Builder::new()
         .keep_alive(false)

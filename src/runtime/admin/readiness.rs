@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::asker::{ANSWER_MAX, Answer};
+use crate::runtime::clock::Clock;
 use crate::runtime::report::{CoreReport, LogReport};
 use crate::runtime::storage::Space;
 
@@ -42,6 +43,9 @@ pub struct Status {
     pub ready: bool,
     /// Why not.
     pub reasons: Vec<String>,
+    /// What somebody should look at, ready or not.
+    #[serde(default)]
+    pub notes: Vec<String>,
     /// The cores that answered.
     pub cores: Vec<CoreReport>,
 }
@@ -55,6 +59,7 @@ impl Status {
             address: facts.address,
             ready: reasons.is_empty(),
             reasons,
+            notes: notes(answers, Clock::read().unix_s()),
             cores: reports(answers).cloned().collect(),
         }
     }
@@ -95,6 +100,17 @@ pub(super) fn not_ready(answers: &[Answer]) -> Vec<String> {
         reasons.extend(shortage(log));
     }
     reasons
+}
+
+/// What somebody should look at at `now_s`, although it is no reason not to be ready. Said once, for the
+/// core whose certificate ends first: a core that is busy may still have an older one.
+pub(super) fn notes(answers: &[Answer], now_s: u64) -> Vec<String> {
+    let certificates = reports(answers).filter_map(|report| report.certificate);
+    let first = certificates.min_by_key(|validity| validity.ends_s);
+    first
+        .and_then(|validity| validity.note(now_s))
+        .into_iter()
+        .collect()
 }
 
 fn damage(log: &LogReport) -> Option<String> {
@@ -139,6 +155,7 @@ fn shortage(log: &LogReport) -> Option<String> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::runtime::certificate::Validity;
 
     /// A core with two logs that have nothing to complain of.
     pub fn healthy(core: u16) -> Box<CoreReport> {
@@ -182,6 +199,27 @@ pub(super) mod tests {
         assert_eq!(reasons.len(), 1);
         assert!(reasons[0].starts_with("draining"), "{reasons:?}");
         assert_eq!(not_healthy(&answers), [""; 0]);
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_noted_once_and_is_no_reason_not_to_be_ready() {
+        let with = |ends_s| {
+            let certificate = Some(Validity {
+                begins_s: 0,
+                ends_s,
+            });
+            Answer::Report(Box::new(CoreReport {
+                certificate,
+                ..*healthy(0)
+            }))
+        };
+        let now_s = 1_000_000_000;
+        assert_eq!(notes(&[with(u64::MAX)], now_s), [""; 0]);
+        let answers = [with(u64::MAX), with(now_s + 90_000), with(now_s)];
+        let said = notes(&answers, now_s);
+        assert_eq!(said.len(), 1);
+        assert!(said[0].contains("ended less than a day ago"), "{said:?}");
+        assert_eq!(not_ready(&answers), [""; 0]);
     }
 
     #[test]

@@ -1,16 +1,29 @@
 //! Which request gets which answer. A further command is a further row of [`ROUTES`].
 
-use hyper::body::Incoming;
+use std::future::poll_fn;
+use std::pin::Pin;
+
+use hyper::body::{Body, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use iris_proto::id::UserId;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::Ways;
 use super::asker::{Answer, Ask};
 use super::metrics;
-use super::readiness::{Facts, Status, not_healthy, not_ready};
+use super::readiness::{Facts, Status, not_healthy, not_ready, notes};
+use super::revoker::{RevokeFailure, Wanted, Wish};
+use crate::auth::RevokeError;
+use crate::runtime::clock::Clock;
 
 /// Where [`Status`] is as JSON.
 pub const STATUS_PATH: &str = "/status";
+/// Where a [`Revocation`] goes.
+pub const REVOKE_PATH: &str = "/revoke";
+/// Bytes of a request's body. More are answered 413.
+const BODY_BYTES_MAX: usize = 4 * 1024;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -23,6 +36,7 @@ enum Action {
     Ready,
     Metrics,
     Status,
+    Revoke,
 }
 
 struct Route {
@@ -40,12 +54,22 @@ const fn get(path: &'static str, action: Action) -> Route {
     }
 }
 
+const fn post(path: &'static str, action: Action) -> Route {
+    let method = Method::POST;
+    Route {
+        method,
+        path,
+        action,
+    }
+}
+
 /// Everything that can be asked for.
-static ROUTES: [Route; 4] = [
+static ROUTES: [Route; 5] = [
     get("/healthz", Action::Health),
     get("/readyz", Action::Ready),
     get("/metrics", Action::Metrics),
     get(STATUS_PATH, Action::Status),
+    post(REVOKE_PATH, Action::Revoke),
 ];
 
 /// An answer, before it is one of HTTP.
@@ -69,20 +93,35 @@ impl Page {
     }
 }
 
-/// Answers one request. A body that came with it is not read.
+/// What is to be revoked, as it comes: of a user, or one token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revocation {
+    /// Whose tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Those issued before this second since the Unix epoch; without it, now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before_s: Option<u64>,
+    /// The token with this `jti`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jti: Option<String>,
+}
+
+/// Answers one request. A body is read only where one is wanted.
 pub(super) async fn answer(
-    request: &Request<Incoming>,
+    request: Request<Incoming>,
     facts: &Facts,
-    asks: &mpsc::Sender<Ask>,
+    ways: &Ways,
 ) -> Response<String> {
     let page = match find(request.method(), request.uri().path()) {
-        Ok(action) => match ask(asks).await {
+        Ok(Action::Revoke) => match body(request.into_body()).await {
+            Ok(body) => revoke(&body, &ways.wishes).await,
+            Err(refusal) => refusal,
+        },
+        Ok(action) => match ask(&ways.asks).await {
             Some(answers) => perform(action, facts, &answers),
-            None => Page::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                TEXT,
-                "stopping\n".to_owned(),
-            ),
+            None => stopping(),
         },
         Err(refusal) => refusal,
     };
@@ -97,6 +136,74 @@ pub(super) async fn answer(
         headers.insert(ALLOW, allow);
     }
     response
+}
+
+fn stopping() -> Page {
+    let text = "stopping\n".to_owned();
+    Page::new(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+}
+
+/// A request's body, whole.
+async fn body(mut body: Incoming) -> Result<Vec<u8>, Page> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let frame = frame.map_err(|error| {
+            let text = format!("the body of the request did not come whole ({error})\n");
+            Page::new(StatusCode::BAD_REQUEST, TEXT, text)
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue; // trailers
+        };
+        if bytes.len() + data.len() > BODY_BYTES_MAX {
+            let text = format!("a body has {BODY_BYTES_MAX} bytes at most\n");
+            return Err(Page::new(StatusCode::PAYLOAD_TOO_LARGE, TEXT, text));
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(bytes)
+}
+
+async fn revoke(body: &[u8], wishes: &mpsc::Sender<Wish>) -> Page {
+    let revoke = match wanted(body) {
+        Ok(revoke) => revoke,
+        Err(why) => return Page::new(StatusCode::BAD_REQUEST, TEXT, why + "\n"),
+    };
+    let (answer, outcome) = oneshot::channel();
+    if wishes.send(Wish { revoke, answer }).await.is_err() {
+        return stopping();
+    }
+    match outcome.await {
+        Ok(Ok(revoked)) => json(&revoked),
+        Ok(Err(failure)) => {
+            let status = match failure {
+                RevokeFailure::Refused(RevokeError::TooMany { .. }) => StatusCode::CONFLICT,
+                RevokeFailure::Refused(_) => StatusCode::BAD_REQUEST,
+                RevokeFailure::NotDurable(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            Page::new(status, TEXT, format!("{failure}\n"))
+        }
+        Err(_) => stopping(),
+    }
+}
+
+/// Exactly one of the two kinds.
+fn wanted(body: &[u8]) -> Result<Wanted, String> {
+    let Revocation {
+        user,
+        before_s,
+        jti,
+    } = serde_json::from_slice(body).map_err(|error| {
+        format!("this is no revocation ({error}); send {{\"user\": …}} or {{\"jti\": …}} as JSON")
+    })?;
+    match (user, before_s, jti) {
+        (Some(user), before_s, None) => {
+            let user = UserId::new(&user)
+                .map_err(|error| format!("there can be no user {user:?}: {error}"))?;
+            Ok(Wanted::User { user, before_s })
+        }
+        (None, None, Some(jti)) => Ok(Wanted::Token { jti }),
+        _ => Err("give a user, with or without an instant, or a jti, and nothing else".to_owned()),
+    }
 }
 
 /// What the cores say. `None`: the thread is about to end.
@@ -137,16 +244,27 @@ fn find(method: &Method, path: &str) -> Result<Action, Page> {
 fn perform(action: Action, facts: &Facts, answers: &[Answer]) -> Page {
     match action {
         Action::Health => probe(&not_healthy(answers), "ok"),
-        Action::Ready => probe(&not_ready(answers), "ready"),
+        Action::Ready => {
+            let mut page = probe(&not_ready(answers), "ready");
+            for note in notes(answers, Clock::read().unix_s()) {
+                page.body.push_str(&format!("note: {note}\n"));
+            }
+            page
+        }
         Action::Metrics => Page::new(StatusCode::OK, METRICS, metrics::render(facts, answers)),
-        Action::Status => match serde_json::to_string(&Status::of(facts, answers)) {
-            Ok(body) => Page::new(StatusCode::OK, JSON, body + "\n"),
-            Err(error) => Page::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                TEXT,
-                format!("cannot write the status as JSON ({error}); this is a bug, report it\n"),
-            ),
-        },
+        Action::Status => json(&Status::of(facts, answers)),
+        Action::Revoke => unreachable!("it asks no core how it is"),
+    }
+}
+
+fn json(answer: &impl Serialize) -> Page {
+    match serde_json::to_string(answer) {
+        Ok(body) => Page::new(StatusCode::OK, JSON, body + "\n"),
+        Err(error) => Page::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            TEXT,
+            format!("cannot write the answer as JSON ({error}); this is a bug, report it\n"),
+        ),
     }
 }
 
@@ -178,6 +296,37 @@ mod tests {
         let refused = find(&Method::POST, "/metrics").unwrap_err();
         assert_eq!(refused.status, StatusCode::METHOD_NOT_ALLOWED);
         assert_eq!(refused.allow, Some(Method::GET));
+    }
+
+    /// R: A-3
+    #[test]
+    fn a_revocation_is_of_a_user_or_of_a_token_and_nothing_else_is_one() {
+        let ann = UserId::new("ann").unwrap();
+        let of_ann = |before_s| {
+            Ok(Wanted::User {
+                user: ann.clone(),
+                before_s,
+            })
+        };
+        assert_eq!(wanted(br#"{"user":"ann"}"#), of_ann(None));
+        assert_eq!(wanted(br#"{"user":"ann","before_s":7}"#), of_ann(Some(7)));
+        let jti = "j".to_owned();
+        assert_eq!(wanted(br#"{"jti":"j"}"#), Ok(Wanted::Token { jti }));
+        for bad in [
+            "",
+            "{}",
+            "[]",
+            r#"{"user":"ann","jti":"j"}"#,
+            r#"{"jti":"j","before_s":7}"#,
+            r#"{"before_s":7}"#,
+            r#"{"user":""}"#,
+            r#"{"user":"a b"}"#,
+            r#"{"user":"ann","befor_s":7}"#,
+            r#"{"user":"ann","before_s":-7}"#,
+            r#"{"user":"ann","user":"ben"}"#,
+        ] {
+            assert!(wanted(bad.as_bytes()).is_err(), "{bad}");
+        }
     }
 
     /// R: E-2

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use super::super::revocation::{self, RevocationFileError};
 use super::super::storage::{Access, DataDirError, DataView};
 use super::manifest::{
     Listed, LogPart, Manifest, ManifestError, copy_file, failed, sync_directory, write_new,
@@ -28,6 +29,9 @@ pub enum BackupError {
     /// A file could not be copied, or is not what was copied.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// The list of revoked tokens is damaged or cannot be read.
+    #[error(transparent)]
+    Revocations(#[from] RevocationFileError),
     /// The target holds something.
     #[error("{path} is not empty; give a directory that is new or empty")]
     NotEmpty {
@@ -85,6 +89,7 @@ pub fn backup(data: &Path, to: &Path) -> Result<Copied, BackupError> {
     for log in 0..view.super_block().logs {
         copy_log(&view, log, to, &mut manifest)?;
     }
+    copy_revocations(data, to, &mut manifest)?;
     let super_block = view.super_block();
     let name = super_block.file_name();
     let bytes = super_block.encode();
@@ -165,6 +170,21 @@ pub(super) fn make_directory(path: &Path) -> Result<(), ManifestError> {
     let mut builder = DirBuilder::new();
     builder.recursive(true).mode(0o700);
     builder.create(path).map_err(failed("create", path))
+}
+
+/// The list of revoked tokens: replaced whole, so what is read is a whole one, unless it is damaged.
+fn copy_revocations(data: &Path, to: &Path, manifest: &mut Manifest) -> Result<(), BackupError> {
+    let from = data.join(revocation::NAME);
+    let Some(list) = revocation::read(&from)? else {
+        return Ok(());
+    };
+    let target = to.join(revocation::NAME);
+    let text = list.encode();
+    let (len, name) = (text.len() as u64, revocation::NAME.to_owned());
+    manifest
+        .files
+        .push(write_padded(&target, text.as_bytes(), len, name)?);
+    Ok(())
 }
 
 fn copy_log(

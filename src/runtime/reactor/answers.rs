@@ -209,6 +209,7 @@ impl Core {
         if matches!(connection.state, State::Closing | State::Leaving(..)) {
             return;
         }
+        self.audit_goodbye(connection, reason);
         if !connection.tls.is_handshaking() {
             let goodbye = v2::Goodbye {
                 reason: reason.into(),

@@ -270,9 +270,14 @@ impl Connections {
         (connection.id == id).then_some(&mut **connection)
     }
 
-    /// Places in the table, free ones included.
+    /// Places of the table, free ones included. It never shrinks.
     pub fn places(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Takes out whoever has this place.
+    pub fn take_at(&mut self, place: usize) -> Option<Box<Connection>> {
+        self.slots.get_mut(place)?.take()
     }
 
     /// Who is at a place.

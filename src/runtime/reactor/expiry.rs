@@ -15,12 +15,13 @@ use super::connection::{Connection, Live, State};
 use super::inbound::reject;
 use super::{Core, EXPIRING_SLACK};
 use crate::runtime::stream::SocketId;
+use crate::session::Token;
 use crate::session::login::{first_alarm_s, may_renew};
 
 impl Core {
     /// Sets the alarm of a session whose token was just taken.
     pub(super) fn set_alarm(&mut self, live: &mut Live, id: SocketId) {
-        let end_s = live.session.identity.expires_s;
+        let end_s = live.session.identity.token.expires_s;
         live.alarm_s = first_alarm_s(end_s, self.now.unix_s());
         self.alarm_later(live.alarm_s, id);
     }
@@ -56,7 +57,7 @@ impl Core {
         let Some(live) = connection.live().filter(|live| live.alarm_s == at_s) else {
             return; // it has another token by now
         };
-        let end_s = live.session.identity.expires_s;
+        let end_s = live.session.identity.token.expires_s;
         if end_s <= now_s {
             return self.leave(connection, GoodbyeReason::TokenExpired, 0);
         }
@@ -83,19 +84,30 @@ impl Core {
         }
         live.reauth_from = now + Duration::from_millis(REAUTH_PAUSE_MS);
         let now_s = self.now.unix_s();
-        let expires_s = match self.policy.keyring.verify(&reauth.token, now_s) {
-            Ok(claims) if may_renew(&live.session.identity, &claims) => claims.expires_s,
-            refused => {
-                let why = refused.err().map_or_else(
-                    || "the token is of another user or device".to_owned(),
-                    |error| error.to_string(),
-                );
+        let keyring = &self.policy.keyring;
+        let verified = keyring.verify(&reauth.token, now_s);
+        let judged = verified.map_err(|error| error.word()).and_then(|claims| {
+            if !may_renew(&live.session.identity, &claims) {
+                return Err("other_user_or_device");
+            }
+            if self.revoking.list().hit(&claims, keyring.leeway_s()) {
+                return Err("revoked");
+            }
+            Ok(Token::of(&claims))
+        });
+        let token = match judged {
+            Ok(token) => token,
+            Err(why) => {
                 tracing::debug!(core = self.id.0, why, "a further token was refused");
+                let user = live.session.identity.user.as_str();
+                self.audit_refusal(why, connection.address, Some(user));
                 return reject(&mut connection.out, tag, RejectCode::BadToken, 0, 0, "");
             }
         };
-        live.session.identity.expires_s = expires_s;
+        let expires_s = token.expires_s;
+        live.session.identity.token = token;
         self.set_alarm(live, connection.id);
+        self.audit_renewal(&live.session.identity);
         let expires_in_s = expires_s.saturating_sub(now_s);
         let reauthed = v2::Reauthed { tag, expires_in_s };
         wire::encode_server(&mut connection.out, Frame::Reauthed(reauthed));

@@ -82,7 +82,10 @@ impl Core {
             }
             Err(error) => {
                 tracing::debug!(core = self.id.0, %error, "a connection broke the rules of TLS");
-                self.totals.failed_handshakes += u64::from(connection.is_stranger);
+                if connection.is_stranger {
+                    self.totals.failed_handshakes += 1;
+                    self.audit_refusal("tls", connection.address, None);
+                }
                 self.plain = plain;
                 connection.out = Vec::new(); // nothing can be sealed any more
                 self.begin_closing(&mut connection); // the alert in `wire` still goes out

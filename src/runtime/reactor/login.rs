@@ -13,6 +13,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iris_proto::id::Seq;
@@ -200,7 +201,8 @@ impl Core {
     /// Who a token speaks for. Where too many failed lately nothing is tried: neither can a password be
     /// guessed, so to speak, nor does guessing cost signatures.
     fn verify(&mut self, address: Option<IpAddr>, token: &str) -> Result<Claims, Leave> {
-        let rates = &self.policy.limits.failed_logins;
+        let policy = Arc::clone(&self.policy);
+        let rates = &policy.limits.failed_logins;
         let now_us = self.now_us();
         let suspect = address.filter(|address| self.admission.is_suspect(*address, now_us));
         if let Some(address) = suspect {
@@ -217,6 +219,7 @@ impl Core {
         verified.map_err(|error| {
             tracing::debug!(core = self.id.0, %error, "a login was refused");
             self.totals.failed_logins += 1;
+            self.audit_refusal(error.word(), address, None);
             if let Some(address) = address {
                 let user = claimed_user(token);
                 self.admission
@@ -274,6 +277,9 @@ impl Core {
     fn enter(&mut self, connection: &mut Connection, login: Box<Login>) {
         let identity = login.identity.clone();
         connection.state = State::Entering(login);
+        if self.turn_away(connection, &identity) {
+            return;
+        }
         let shard = self.placement.shard_of(identity.hash);
         // Itself included.
         let is_full = self.sockets.count() - self.strangers > self.policy.connections_per_core_max;
@@ -327,16 +333,15 @@ impl Core {
 
     /// Turns an entering connection into a session and says Welcome.
     pub(super) fn go_live(&mut self, connection: &mut Connection) {
-        let State::Entering(login) = std::mem::replace(&mut connection.state, State::Closing)
-        else {
+        let State::Entering(login) = &connection.state else {
             unreachable!("only entering connections go live");
         };
-        let Login {
-            identity,
-            resume_after,
-            session,
-            at,
-        } = *login;
+        let (identity, at) = (login.identity.clone(), login.at);
+        let (resume_after, session) = (login.resume_after, login.session);
+        // Before it replaces one that may stay.
+        if self.turn_away(connection, &identity) {
+            return;
+        }
         let shard = self.placement.shard_of(identity.hash);
         let users = self.lanes.shard(shard).map(|shard| shard.users());
         let slot = users.and_then(|users| users.find(identity.user.as_str(), identity.hash));
@@ -377,6 +382,7 @@ impl Core {
                 .push(connection.id);
         }
         connection.decoder.set_max(FRAME_BYTES_MAX);
+        self.audit_login(&identity, connection.address);
         let session = Session::new(identity, cursor, start);
         let mut live = Live::new(session, at, shard, user, cursor);
         self.set_alarm(&mut live, connection.id);

@@ -16,6 +16,7 @@
 //! never lets the executor park (`docs/decisions/0005-the-core-sleeps-in-its-own-ring.md`).
 
 mod answers;
+mod auditing;
 mod connection;
 mod drain;
 mod expiry;
@@ -26,6 +27,7 @@ mod login;
 mod outbound;
 mod patience;
 mod report;
+mod revoking;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -39,12 +41,14 @@ use iris_proto::id::SendEpoch;
 use iris_proto::v2::GoodbyeReason;
 
 use super::admission::Admission;
+use super::audit::Queue;
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
 use super::policy::Policy;
 use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
+use crate::auth::Revocations;
 use crate::limit::{Buckets, Ladder, Rate, Shed};
 use crate::placement::{CoreId, LogId, Placement, ShardId, UserHash};
 use crate::ring::Sleeper;
@@ -57,6 +61,7 @@ pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
 use patience::{TALK_BURST, TALK_PER_S};
+use revoking::Revoking;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
 pub const EVENTS_PER_TURN: usize = 512;
@@ -86,6 +91,13 @@ pub enum Control {
         /// Told when it is done.
         taken: Sender<()>,
     },
+    /// From now on these tokens are refused, and whoever is here with one leaves.
+    Revoke {
+        /// What replaces the list before.
+        list: Arc<Revocations>,
+        /// Told when nobody is left whom it hits.
+        taken: Sender<()>,
+    },
     /// Say goodbye to everybody, finish what is under way, and end by this instant.
     Drain {
         /// What is still open then is cut.
@@ -98,6 +110,8 @@ pub(super) struct CoreParts {
     pub id: CoreId,
     pub placement: Placement,
     pub policy: Arc<Policy>,
+    pub revoked: Arc<Revocations>,
+    pub audit: Queue,
     pub admission: Arc<Admission>,
     pub farewells: Arc<Farewells>,
     pub cluster: [u8; 16],
@@ -115,6 +129,9 @@ pub(super) struct Core {
     sockets: Sockets,
     /// Certificate, keys and limits. A core's own reference: a new one comes by its control channel.
     policy: Arc<Policy>,
+    /// Tokens that are refused although they are good.
+    revoking: Revoking,
+    audit: Queue,
     /// What all cores know of addresses.
     admission: Arc<Admission>,
     /// What users may still send; `None`: as much as they like.
@@ -189,6 +206,8 @@ impl Core {
             sockets,
             rates: parts.policy.limits.messages.map(Buckets::new),
             policy: parts.policy,
+            revoking: Revoking::new(parts.revoked),
+            audit: parts.audit,
             admission: parts.admission,
             talk_rate: Rate::new(TALK_PER_S, 1, TALK_BURST).expect("more than none"),
             ladder: Ladder::default(),
@@ -270,6 +289,7 @@ impl Core {
         self.carry_out();
         self.retry_stalled();
         self.tick();
+        self.sweep();
         let more_input = self.sockets.has_work();
         self.lanes.poll(&self.now, more_input, &mut self.sockets);
         self.carry_out();
@@ -287,6 +307,7 @@ impl Core {
             && self.departures.is_empty()
             && (may_go_on || self.is_congested() || self.draining.is_some())
             && self.lanes.effects.is_empty()
+            && !self.revoking.is_sweeping()
             && !self.lanes.can_launch()
             && !self.mesh.is_dirty()
             && self.now.monotonic < self.next_tick
@@ -359,6 +380,7 @@ impl Core {
         }
         self.next_tick = self.now.monotonic + TICK;
         self.lanes.release_held(&self.now);
+        self.audit.settle(self.now.unix_ms);
         if self.populating == 0 {
             self.lanes.unmap_removed();
         }
@@ -369,6 +391,7 @@ impl Core {
                     self.adopt(policy);
                     let _ = taken.try_send(()); // who sent it may have given up waiting
                 }
+                Control::Revoke { list, taken } => self.revoke(list, taken),
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }

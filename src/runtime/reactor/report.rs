@@ -16,6 +16,7 @@ impl Core {
             draining: self.draining.is_some(),
             strangers: self.strangers as u64,
             shed: self.ladder.shed() as u64,
+            certificate: self.policy.validity,
             logs: self
                 .lanes
                 .statuses()

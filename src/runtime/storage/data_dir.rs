@@ -231,7 +231,7 @@ fn create_private(path: &Path) -> Result<(), DataDirError> {
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    lock: File,
+    pub(super) lock: File,
     super_block: SuperBlock,
     /// The superblock on disk. Written at starts and stops only, by any core's thread.
     written: Written,
@@ -242,6 +242,16 @@ pub struct DataDir {
     reason = "starts and stops, never a turn of a core"
 )]
 type Written = std::sync::Mutex<SuperBlock>;
+
+impl Drop for DataDir {
+    /// Closing the file would not do if this process is just starting another one: until that runs, it
+    /// holds the file, too, and with it the lock.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            tracing::warn!(%error, "the data directory's lock ends with this process");
+        }
+    }
+}
 
 impl DataDir {
     /// Opens the data directory at `path`, creating and formatting it when it is absent or empty.

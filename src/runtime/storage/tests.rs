@@ -35,6 +35,16 @@ fn flip(path: &Path, at: usize) {
     fs::write(path, bytes).unwrap();
 }
 
+/// R: D-3. A process that starts another one shares its files with it for a moment.
+#[test]
+fn a_dropped_directory_can_be_opened_again_while_a_child_still_shares_its_lock_file() {
+    let temp = tempfile::tempdir().unwrap();
+    let data_dir = open(temp.path());
+    let _shared = data_dir.lock.try_clone().unwrap();
+    drop(data_dir);
+    open(temp.path());
+}
+
 /// Not a test of its own: the other process of the test below.
 #[test]
 fn holder_of_a_lock_for_another_test() {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 pub(crate) fn configs() -> (Arc<ServerConfig>, Arc<ClientConfig>) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    let server = server_config(certificate.as_bytes(), key.as_bytes()).unwrap();
+    let server = server_config(certificate.as_bytes(), key.as_bytes(), None).unwrap();
     (server, client_config(certificate.as_bytes()).unwrap())
 }
 

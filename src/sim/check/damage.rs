@@ -43,6 +43,8 @@ pub struct Damage {
     hopeless: BTreeSet<usize>,
     /// Bits that a salvage has gone around. They stay.
     settled: Vec<Hurt>,
+    /// A salvage was done.
+    salvaged: bool,
     /// Bits that were turned back.
     healed: Vec<Hurt>,
     /// Entries that a salvage gave up, by user.
@@ -90,8 +92,8 @@ impl Damage {
 
     /// Whether a salvage was done.
     #[must_use]
-    pub fn was_salvaged(&self) -> bool {
-        !self.settled.is_empty()
+    pub const fn was_salvaged(&self) -> bool {
+        self.salvaged
     }
 
     /// The logs that have a turned bit in a segment.
@@ -107,6 +109,7 @@ impl Damage {
 
     /// A log has gone around its damage: what is lost is lost.
     pub(super) fn settle(&mut self, log: usize) {
+        self.salvaged = true; // its bits may have been turned back by the time this is known
         let (settled, there) = std::mem::take(&mut self.hurts)
             .into_iter()
             .partition(|hurt| hurt.log == log);

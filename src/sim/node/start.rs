@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::super::disk::{FakeDisk, Fate, Name};
 use super::{Core, Env, Jobs, Process};
-use crate::log::format::SEGMENT_HEADER_BYTES;
+use crate::log::limits::SEGMENT_HEADER_BYTES;
 use crate::log::{NodeIdentity, SegmentSize};
 use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::planted::{self, Bug};
