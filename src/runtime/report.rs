@@ -54,6 +54,10 @@ pub struct Totals {
     pub shed_connections: u64,
     /// Messages refused because the core was overloaded.
     pub shed_sends: u64,
+    /// Messages refused because the recipient's inbox was full.
+    pub refused_inbox: u64,
+    /// Messages refused because the disk was full.
+    pub refused_disk: u64,
     /// Messages refused because their user had sent too many.
     pub limited_sends: u64,
     /// Times that a session was not read for a while because it talked too much.

@@ -273,3 +273,118 @@ fn handshakes_that_come_all_at_once_are_all_done() {
     }
     assert!(metric(&server, "iris_handshakes_deferred_total") >= 1);
 }
+
+/// Memory of the switch that is its own, in KiB.
+fn resident_kib(server: &Server) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+    let number = line.unwrap().split_whitespace().nth(1).unwrap();
+    number.parse().unwrap()
+}
+
+/// R: B-7, A-5
+#[test]
+fn a_client_that_reads_a_byte_now_and_then_is_cut_like_one_that_reads_nothing() {
+    let (_data, server) = start(&[("IRIS_LIMITS__WRITE_TIMEOUT_MS", "1000")]);
+    let mut ann = Raw::login(&server, "ann");
+    for n in 1..=400 {
+        ann.send_accepted("ben", n, &vec![7; 60_000]);
+    }
+    let mut ben = Raw::login(&server, "ben");
+    let before = resident_kib(&server);
+    let (tag, after, limit) = (7, 0, 1_000);
+    ben.write(ClientFrame::Fetch(v2::Fetch { tag, after, limit }));
+    until("the client is cut", || {
+        ben.read_a_byte_unopened();
+        ann.send("carl", 1, b"still served");
+        assert!(matches!(ann.next(), ServerFrame::Accepted(_)));
+        assert!(resident_kib(&server) < before + 8 * 1024, "24 MB wait");
+        reason(&server, "iris_connections_cut_total", "read") == 1
+    });
+}
+
+/// R: A-5, B-7
+#[test]
+fn a_frame_that_comes_byte_by_byte_has_no_more_time_than_one_that_stops() {
+    let (_data, server) = start(&[("IRIS_LIMITS__FRAME_TIMEOUT_MS", "1000")]);
+    let (mut ann, mut ben) = (Raw::login(&server, "ann"), Raw::login(&server, "ben"));
+    ben.write_bytes(&[0, 0, 4, 0]); // a KiB is to follow
+    let said = loop {
+        ben.write_bytes(&[0x22]);
+        match ben.try_next_within(Duration::from_millis(50)) {
+            Ok(None) => {}
+            said => break said,
+        }
+    };
+    let said = said.unwrap();
+    assert!(
+        matches!(&said, Some(ServerFrame::Goodbye(it)) if it.reason() == GoodbyeReason::BadFrame),
+        "{said:?}"
+    );
+    assert_eq!(reason(&server, "iris_connections_cut_total", "frame"), 1);
+    assert_eq!(ann.until_pong(), []);
+}
+
+/// R: B-7, B-8
+#[test]
+fn a_client_that_acknowledges_nothing_fills_its_inbox_and_no_memory_and_that_is_counted() {
+    let (_data, server) = start(&[("IRIS_LIMITS__INBOX_ENTRIES", "1000")]);
+    let (mut ann, mut ben) = (Raw::login(&server, "ann"), Raw::login(&server, "ben"));
+    ann.send_accepted("ben", 1, b"first");
+    let before = resident_kib(&server);
+    for n in 2..=1_000 {
+        ann.send_accepted("ben", n, &[7; 10_000]);
+    }
+    for _ in 0..10 {
+        ann.send("ben", 1_001, &[7; 10_000]);
+        assert_eq!(ann.rejected().0, RejectCode::InboxFull);
+    }
+    assert!(
+        resident_kib(&server) < before + 8 * 1024,
+        "10 MB are on disk"
+    );
+    assert_eq!(reason(&server, "iris_sends_refused_total", "inbox"), 10);
+    // Its window is one of bytes here, and it is still served.
+    ann.send_accepted("carl", 1, b"others are");
+    assert!((1..=100).all(|seq| ben.entry().seq == seq));
+}
+
+/// R, B-7
+#[test]
+fn a_client_that_floods_pings_and_reads_no_answer_is_not_read_and_costs_no_memory() {
+    let (_data, server) = start(&[]);
+    let (mut ann, ben) = (Raw::login(&server, "ann"), Raw::login(&server, "ben"));
+    let before = resident_kib(&server);
+    let flood = std::thread::spawn(move || ben.flood_pings_until_cut());
+    // Its rate is a hundred a second, so its answers fill no socket: it is not read instead.
+    until("it is throttled", || {
+        ann.send("ann", 1, b"undisturbed");
+        while !matches!(ann.next(), ServerFrame::Accepted(_)) {}
+        metric(&server, "iris_sessions_throttled_total") >= 3
+    });
+    assert!(resident_kib(&server) < before + 8 * 1024);
+    drop(server);
+    flood.join().unwrap();
+}
+
+/// R
+#[test]
+fn thousands_without_a_token_cost_little_and_nobody_else_anything() {
+    let (_data, server) = start(&[("IRIS_LIMITS__HELLO_TIMEOUT_MS", "3000")]);
+    let mut ann = Raw::login(&server, "ann");
+    let before = resident_kib(&server);
+    let mut strangers = Vec::new();
+    for n in 1..=5_000 {
+        strangers.push(TcpStream::connect(server.address).unwrap());
+        if n % 500 == 0 {
+            ann.send_accepted("nobody", n / 500, b"undisturbed");
+        }
+    }
+    // Room for 2,048 on each of two cores.
+    assert!(metric(&server, "iris_strangers") <= 4_096);
+    assert!(resident_kib(&server) < before + 5_000 * 8, "8 KiB for each");
+    until("they are gone", || {
+        metric(&server, "iris_strangers") == 0 && metric(&server, "iris_connections") == 1
+    });
+    Raw::login(&server, "ben");
+}

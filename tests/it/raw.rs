@@ -178,6 +178,22 @@ impl Raw {
         let _ = self.stream.sock.write_all(bytes);
     }
 
+    /// Takes a byte from the socket and throws it away, if one is there. Nothing can be read after that.
+    pub fn read_a_byte_unopened(&mut self) {
+        self.stream.sock.set_nonblocking(true).unwrap();
+        let _ = self.stream.sock.read(&mut [0; 1]); // it may have been cut
+        self.stream.sock.set_nonblocking(false).unwrap();
+    }
+
+    /// Sends pings, and reads nothing, until the connection ends.
+    pub fn flood_pings_until_cut(mut self) {
+        self.stream.sock.set_write_timeout(None).unwrap();
+        while self
+            .try_write(ClientFrame::Ping(v2::Ping { nonce: 1 }))
+            .is_ok()
+        {}
+    }
+
     /// Sends without waiting; the tag of the request.
     pub fn send(&mut self, to: &str, n: u64, body: &[u8]) -> u64 {
         self.try_send(to, n, body).unwrap()

@@ -160,6 +160,10 @@ pub struct PlaceArgs {
     /// it they are not pinned.
     #[arg(long, value_name = "LIST", value_parser = cores)]
     pub cores: Option<Cores>,
+    /// By how many steps of niceness the others yield to the sessions, which they share a core with. 19 on a
+    /// machine where nothing else runs; where something does, that starves them.
+    #[arg(long, default_value_t = 5, value_name = "STEPS", value_parser = clap::value_parser!(i32).range(0..=19))]
+    pub nice: i32,
     /// Seed of the random choice of senders and recipients.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

@@ -79,6 +79,7 @@ pub fn run(args: &HostileArgs) -> Result<Hostile, String> {
         let during = established.next_phase();
         let crowd = crowd.start(&args.place)?;
         let watched = established.watch(time);
+        established.next_phase(); // what ending them and preparing the next costs
         let done = crowd.end()?;
         watched.map_err(|text| format!("beside clients that {}: {text}", kind.what()))?;
         if !args.quiet {
@@ -254,11 +255,12 @@ impl Crowd {
         );
         let core = place.cores.as_ref().and_then(|list| list.0.last().copied());
         let (stopped, count) = (Arc::clone(&stop), Arc::clone(&done));
+        let nice = place.nice;
         let body = move || {
             if let Some(core) = core {
                 let _ = local::pin(core); // the established sessions' thread could be pinned there
             }
-            let _ = local::yield_to_others(); // else it only runs more eagerly
+            let _ = local::yield_to_others(nice); // else it only runs more eagerly
             while !stopped.load(Ordering::Relaxed) {
                 self.act(&count, &stopped);
             }

@@ -129,7 +129,8 @@ pub fn pin(core: usize) -> Result<(), String> {
     }
 }
 
-/// Lets the calling thread run only when no other one of ours wants to.
+/// Makes the calling thread less eager than our others by so many steps of the kernel's scale, so that
+/// they need not wait for it.
 ///
 /// # Errors
 /// What the kernel said.
@@ -137,11 +138,12 @@ pub fn pin(core: usize) -> Result<(), String> {
     unsafe_code,
     reason = "the kernel's interface; no crate of ours offers it"
 )]
-pub fn yield_to_others() -> Result<(), String> {
-    /// The least eager of all.
-    const NICE: i32 = 19;
+pub fn yield_to_others(steps: i32) -> Result<(), String> {
     // SAFETY: plain numbers; 0 is the calling thread.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    let result = unsafe {
+        let now = libc::getpriority(libc::PRIO_PROCESS, 0);
+        libc::setpriority(libc::PRIO_PROCESS, 0, now + steps)
+    };
     match result {
         0 => Ok(()),
         _ => {

@@ -67,9 +67,10 @@ pub fn run(args: &StormArgs) -> Result<Storm, String> {
             .cores
             .as_ref()
             .and_then(|list| list.0.last().copied());
+        let nice = args.place.nice;
         let body = move || {
             core.map_or(Ok(()), local::pin)?;
-            local::yield_to_others()?; // the established sessions' thread shall not wait for this one
+            local::yield_to_others(nice)?; // the established sessions' thread shall not wait for this one
             let fleet = Fleet::new(count, run, address, manner, identity, wishes)?;
             Ok::<Ended, String>(fleet.run())
         };
@@ -81,6 +82,7 @@ pub fn run(args: &StormArgs) -> Result<Storm, String> {
     let course = course(args, &mut established, &wishes, server, || {
         thread.is_finished()
     });
+    established.next_phase(); // all go, at once: nobody's measurement
     wishes.finish.store(true, Ordering::Relaxed);
     let fleet = thread
         .join()

@@ -126,8 +126,10 @@ const OF_CORES_BY_REASON: &[Reasons] = &[
     },
     Reasons {
         name: "iris_sends_refused_total",
-        help: "Messages that were refused before their shard saw them, by reason.",
+        help: "Messages that were refused, by reason.",
         of: &[
+            ("disk", |core| core.totals.refused_disk),
+            ("inbox", |core| core.totals.refused_inbox),
             ("overload", |core| core.totals.shed_sends),
             ("rate", |core| core.totals.limited_sends),
         ],

@@ -36,6 +36,11 @@ impl Core {
     }
 
     fn refuse(&mut self, reply: ReplyTo, refusal: Refusal) {
+        match refusal {
+            Refusal::InboxFull => self.totals.refused_inbox += 1,
+            Refusal::DiskFull => self.totals.refused_disk += 1,
+            _ => {}
+        }
         let (code, expected, retry_after_ms) = match refusal {
             Refusal::Gap { expected } => (RejectCode::Gap, expected, 0),
             Refusal::InboxFull => (RejectCode::InboxFull, SendNumber(0), 0),

@@ -41,8 +41,7 @@ impl Core {
             self.connections.put_back(connection);
             return;
         }
-        let is_handshaking = connection.tls.is_handshaking();
-        if is_handshaking && (connection.shaking || self.handshakes_left == 0) {
+        if connection.shaking || connection.tls.is_handshaking() {
             let data = self.sockets.data(&buffer).to_vec();
             self.sockets.release(buffer);
             let has_room = self.wait_for_handshake(&mut connection, &data);
@@ -70,9 +69,6 @@ impl Core {
         let id = connection.id;
         if !connection.wire.is_empty() {
             self.mark_dirty(&mut connection);
-        }
-        if connection.is_stranger && !connection.wire.is_empty() {
-            self.handshakes_left = self.handshakes_left.saturating_sub(1);
         }
         match opened {
             Ok(opened) => {
@@ -462,7 +458,7 @@ impl Core {
             ?reason,
             "a connection ended"
         );
-        self.drop_connection(id);
+        self.departures.push_back(id);
     }
 }
 

@@ -6,12 +6,15 @@
 //! ```
 //!
 //! Strangers have room of their own, `limits.handshakes_per_core`: however many come, they take no place
-//! of a session. What they cost a core in a turn is bounded by [`HANDSHAKES_PER_TURN`]; whoever comes
-//! beyond it waits, with what it sent, for a later turn.
+//! of a session. What they cost a core in a turn is bounded: so many are let in and let go
+//! ([`ARRIVALS_PER_TURN`], [`DEPARTURES_PER_TURN`]), and one step of one handshake is done, when nothing
+//! else is to be done ([`HANDSHAKE_PAUSE_MAX`]). Whoever comes beyond it waits, with what it sent, for a
+//! later turn: so a storm takes the time that sessions leave.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use iris_proto::id::Seq;
 use iris_proto::limits::FRAME_BYTES_MAX;
@@ -32,9 +35,16 @@ use crate::session::{Identity, Session};
 use crate::shard::user::Device;
 use crate::shard::{Input, ReplyTo};
 
-/// Steps of TLS handshakes that one turn takes; each costs some 200 us (`docs/BENCHMARKS.md`), for which
-/// every session of the core waits.
-pub const HANDSHAKES_PER_TURN: u32 = 2;
+/// A step of a TLS handshake costs some 100 to 200 us (`docs/BENCHMARKS.md`), for which every session of
+/// the core waits. So it is done in a turn that has nothing else to do, one each turn; but one is done
+/// whatever there is, when the last one was so long ago: a busy core gives strangers a fifth of its time.
+pub const HANDSHAKE_PAUSE_MAX: Duration = Duration::from_millis(1);
+/// Accepted connections that one turn makes room for; the others wait. Each costs some 10 us.
+pub const ARRIVALS_PER_TURN: usize = 4;
+/// Accepted connections that wait for a turn. More are closed as they come.
+pub const ARRIVALS_MAX: usize = 4_096;
+/// Connections that one turn lets go whose peers have ended them, by some 10 us each.
+pub const DEPARTURES_PER_TURN: usize = 8;
 /// Bytes of a stranger that wait for his turn. More: he is cut.
 const WAITING_BYTES_MAX: usize = PARTIAL_BYTES_MAX;
 /// Clients that find a core full come back within so many milliseconds, spread by jitter.
@@ -44,7 +54,32 @@ pub const FULL_RETRY_MS: u64 = 10_000;
 type Leave = (GoodbyeReason, u64);
 
 impl Core {
-    pub(super) fn accepted(&mut self, socket: OwnedFd) {
+    /// A connection has been accepted, and waits for a turn that makes room for it.
+    pub(super) fn arrived(&mut self, socket: OwnedFd) {
+        if self.arrivals.len() < ARRIVALS_MAX {
+            self.arrivals.push_back(socket);
+        } else {
+            self.totals.refused_handshakes += 1; // dropped, and so closed
+        }
+    }
+
+    /// Lets in some of those who arrived, and lets some go whose peers are gone.
+    pub(super) fn come_and_go(&mut self) {
+        for _ in 0..DEPARTURES_PER_TURN {
+            let Some(id) = self.departures.pop_front() else {
+                break;
+            };
+            self.drop_connection(id);
+        }
+        for _ in 0..ARRIVALS_PER_TURN {
+            let Some(socket) = self.arrivals.pop_front() else {
+                break;
+            };
+            self.accepted(socket);
+        }
+    }
+
+    fn accepted(&mut self, socket: OwnedFd) {
         // Before TLS nothing can be said: a socket that is dropped is closed.
         let address = peer_of(&socket).map(|peer| peer.ip());
         let Some(guest) = self.admit(address) else {
@@ -98,18 +133,18 @@ impl Core {
         }
         connection.backlog.extend_from_slice(data);
         if !std::mem::replace(&mut connection.shaking, true) {
-            self.totals.deferred_handshakes += 1;
+            self.totals.deferred_handshakes += u64::from(!self.handshakes.is_empty());
             self.handshakes.push_back(connection.id);
         }
         true
     }
 
-    /// Goes on with the handshakes that waited, as many as a turn takes.
-    pub(super) fn shake_hands(&mut self) {
-        self.handshakes_left = HANDSHAKES_PER_TURN;
-        while self.handshakes_left > 0
-            && let Some(id) = self.handshakes.pop_front()
-        {
+    /// Goes on with a handshake that waits, if the turn has nothing else to do or it is time.
+    pub(super) fn shake_hands(&mut self, is_idle: bool) {
+        if !is_idle && self.now.monotonic < self.next_handshake {
+            return;
+        }
+        while let Some(id) = self.handshakes.pop_front() {
             let Some(mut connection) = self.connections.take(id) else {
                 continue;
             };
@@ -125,6 +160,8 @@ impl Core {
                 .tls
                 .open(&mut data, &mut plain, &mut connection.wire);
             self.opened(connection, opened, plain);
+            self.next_handshake = self.now.monotonic + HANDSHAKE_PAUSE_MAX;
+            return;
         }
     }
 

@@ -31,6 +31,7 @@ mod revoking;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,7 +60,6 @@ use drain::Draining;
 pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
-use login::HANDSHAKES_PER_TURN;
 use patience::{TALK_BURST, TALK_PER_S};
 use revoking::Revoking;
 
@@ -142,7 +142,12 @@ pub(super) struct Core {
     strangers: usize,
     /// Handshakes that wait for a turn with time for them.
     handshakes: VecDeque<SocketId>,
-    handshakes_left: u32,
+    /// One of them is done from then on, whatever else there is to do.
+    next_handshake: Instant,
+    /// Accepted connections for which no turn had time yet; `ARRIVALS_MAX` at most.
+    arrivals: VecDeque<OwnedFd>,
+    /// Connections whose peers have ended them, to be let go; each once.
+    departures: VecDeque<SocketId>,
     /// Sessions that talked too much and are not read until the next tick.
     resting: Vec<SocketId>,
     /// The place in the table that was looked at last.
@@ -208,7 +213,9 @@ impl Core {
             ladder: Ladder::default(),
             strangers: 0,
             handshakes: VecDeque::new(),
-            handshakes_left: HANDSHAKES_PER_TURN,
+            next_handshake: now.monotonic,
+            arrivals: VecDeque::new(),
+            departures: VecDeque::new(),
             resting: Vec::new(),
             looked_at: 0,
             cluster: parts.cluster,
@@ -276,9 +283,9 @@ impl Core {
         self.totals.turns += 1;
         let (is_congested, now_us) = (self.is_congested(), self.now_us());
         self.ladder.look(is_congested, now_us);
-        self.shake_hands();
-        self.take_events();
-        self.take_mail();
+        let is_idle = !self.take_events() & !self.take_mail();
+        self.come_and_go();
+        self.shake_hands(is_idle);
         self.carry_out();
         self.retry_stalled();
         self.tick();
@@ -296,6 +303,8 @@ impl Core {
         let may_go_on = self.retry.is_empty() && self.congested.is_empty();
         self.dirty.is_empty()
             && self.handshakes.is_empty()
+            && self.arrivals.is_empty()
+            && self.departures.is_empty()
             && (may_go_on || self.is_congested() || self.draining.is_some())
             && self.lanes.effects.is_empty()
             && !self.revoking.is_sweeping()
@@ -305,13 +314,15 @@ impl Core {
             && !self.sockets.has_work()
     }
 
-    fn take_events(&mut self) {
+    /// Takes what has come from sockets and disks; whether anything had.
+    fn take_events(&mut self) -> bool {
         let mut events = std::mem::take(&mut self.events);
         self.sockets.turn(&mut events, EVENTS_PER_TURN);
         self.totals.events += events.len() as u64;
+        let has_come = !events.is_empty();
         for event in events.drain(..) {
             match event {
-                Event::Accepted { socket } => self.accepted(socket),
+                Event::Accepted { socket } => self.arrived(socket),
                 Event::AcceptFailed { errno } => {
                     let error = std::io::Error::from_raw_os_error(errno);
                     tracing::warn!(core = self.id.0, %error, "a connection could not be accepted; accepting goes on after a pause");
@@ -330,6 +341,7 @@ impl Core {
             }
         }
         self.events = events;
+        has_come
     }
 
     fn job_done(&mut self, job: u64, result: Result<(), i32>, buffers: Vec<Vec<u8>>) {
@@ -339,13 +351,15 @@ impl Core {
         }
     }
 
-    fn take_mail(&mut self) {
+    /// Takes what has come from other cores; whether anything had.
+    fn take_mail(&mut self) -> bool {
         // Who sheds sends takes them, to say so.
         if self.lanes.is_congested() && self.ladder.shed() < Shed::Sends {
-            return; // the rings fill, and then the cores behind them stop reading
+            return false; // the rings fill, and then the cores behind them stop reading
         }
         let mut mail = Vec::new();
         self.mesh.receive(|from, parcel| mail.push((from, parcel)));
+        let has_come = !mail.is_empty();
         for (from, parcel) in mail {
             match parcel {
                 Parcel::Messages(parcel) => {
@@ -356,6 +370,7 @@ impl Core {
                 Parcel::Empty(_) => {}
             }
         }
+        has_come
     }
 
     /// What happens by the clock: every [`TICK`], or as soon after as the core gets to it.

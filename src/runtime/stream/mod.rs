@@ -545,15 +545,14 @@ impl Sockets {
                 // SAFETY: the entry points to nothing; the buffers belong to the registered pool.
                 unsafe { self.ring.push(entry) };
             }
-            Step::CancelReceive => {
+            Step::Cancel(operation) => {
                 slot.operations |= CANCEL;
-                let receive = Tag::socket(Kind::Receive, id).pack();
-                self.push_cancel(types::CancelBuilder::user_data(receive), id);
-            }
-            Step::CancelAll => {
-                slot.operations |= CANCEL;
-                let everything = types::CancelBuilder::fd(types::Fd(slot.fd())).all();
-                self.push_cancel(everything, id);
+                let kind = match operation {
+                    RECEIVE => Kind::Receive,
+                    SEND => Kind::Send,
+                    _ => Kind::Connect,
+                };
+                self.push_cancel(Tag::socket(kind, id), id);
             }
             Step::TellPaused => {
                 slot.state |= PAUSE_TOLD;
@@ -567,8 +566,8 @@ impl Sockets {
         }
     }
 
-    fn push_cancel(&mut self, which: types::CancelBuilder, id: SocketId) {
-        let entry = opcode::AsyncCancel2::new(which)
+    fn push_cancel(&mut self, which: Tag, id: SocketId) {
+        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::user_data(which.pack()))
             .build()
             .user_data(Tag::socket(Kind::Cancel, id).pack());
         // SAFETY: the entry points to nothing.

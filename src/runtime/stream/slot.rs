@@ -28,10 +28,10 @@ pub(super) const STARVED: u8 = 64;
 pub(super) enum Step {
     Nothing,
     Receive,
-    /// Cancel the receive only.
-    CancelReceive,
-    /// Cancel everything on this descriptor.
-    CancelAll,
+    /// Cancel this operation, one of the bits above. By its name: to find all of a descriptor, the kernel
+    /// looks at everything that the ring has under way, so that thousands of sockets which close at once
+    /// would cost the square of their number.
+    Cancel(u8),
     TellPaused,
     Detach,
     Free,
@@ -75,7 +75,7 @@ impl Slot {
         if self.is(PAUSED) {
             return match (self.has(RECEIVE), self.is(PAUSE_TOLD)) {
                 (true, _) if self.has(CANCEL) => Step::Nothing,
-                (true, _) => Step::CancelReceive,
+                (true, _) => Step::Cancel(RECEIVE),
                 (false, false) => Step::TellPaused,
                 (false, true) => Step::Nothing,
             };
@@ -100,11 +100,15 @@ impl Slot {
             return Step::Nothing;
         }
         if self.is(CLOSING) {
-            return Step::CancelAll;
+            // One after the other; most sockets have no more than one.
+            let under_way = [RECEIVE, SEND, CONNECT]
+                .into_iter()
+                .find(|it| self.has(*it));
+            return under_way.map_or(Step::Nothing, Step::Cancel);
         }
         // A send must finish before its socket can leave: its bytes are part of the stream.
         if self.has(RECEIVE) {
-            Step::CancelReceive
+            Step::Cancel(RECEIVE)
         } else {
             Step::Nothing
         }
