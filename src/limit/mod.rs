@@ -79,7 +79,7 @@ impl Bucket {
     /// # Errors
     /// Milliseconds until something may be taken, at least 1.
     pub fn may_take(self, rate: &Rate, now_us: u64) -> Result<(), u64> {
-        let after = self.full_at_us.max(now_us) + rate.interval_us;
+        let after = self.full_at(rate, now_us) + rate.interval_us;
         match after.checked_sub(now_us + rate.burst_us) {
             None | Some(0) => Ok(()),
             Some(wait_us) => Err(wait_us.div_ceil(US_PER_MS)),
@@ -92,8 +92,13 @@ impl Bucket {
     /// Nothing is left: milliseconds until something is, at least 1. The bucket is as before.
     pub fn take(&mut self, rate: &Rate, now_us: u64) -> Result<(), u64> {
         self.may_take(rate, now_us)?;
-        self.full_at_us = self.full_at_us.max(now_us) + rate.interval_us;
+        self.full_at_us = self.full_at(rate, now_us) + rate.interval_us;
         Ok(())
+    }
+
+    /// Nobody waits longer than an empty bucket takes, whatever the rate was when something was taken.
+    fn full_at(self, rate: &Rate, now_us: u64) -> u64 {
+        self.full_at_us.clamp(now_us, now_us + rate.burst_us)
     }
 }
 
@@ -129,6 +134,18 @@ mod tests {
             .filter(|_| bucket.take(&rate, much_later).is_ok())
             .count();
         assert_eq!(taken, 100);
+    }
+
+    /// R: A-6
+    #[test]
+    fn a_rate_that_is_changed_makes_nobody_wait_longer_than_the_new_one_says() {
+        let (slow, fast) = (
+            Rate::new(1, 1, 10_000).unwrap(),
+            Rate::new(5, 1, 100).unwrap(),
+        );
+        let (mut bucket, now) = (Bucket::default(), 77);
+        while bucket.take(&slow, now).is_ok() {}
+        assert_eq!(bucket.take(&fast, now), Err(200));
     }
 
     #[test]

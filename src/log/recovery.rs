@@ -211,7 +211,7 @@ pub struct Tail {
 /// Walks a log from `origin` to its end; `visit` sees all there is, in order.
 ///
 /// `segments` are numbered, in rising order; those before the origin's are not looked at. One that
-/// is missing is a hole when a later one proves it. A short one counts as zeros past its end.
+/// is missing where the log goes on is a hole when there is a later one, written or not. A short one counts as zeros past its end.
 ///
 /// # Panics
 /// When the segments do not rise, or the origin is no place of a frame.
@@ -315,13 +315,25 @@ impl<'a> Scan<'a, '_> {
                     Some(stop) => stop,
                     None => continue,
                 },
-                None => (Fault::SegmentUnused, None),
+                None => {
+                    self.note_missing();
+                    (Fault::SegmentUnused, None)
+                }
             };
             let Some(proof) = self.proven(self.tail.end) else {
                 self.tail.fault = fault;
                 return Ok(());
             };
             self.pass(fault, frame, proof)?;
+        }
+    }
+
+    /// The log goes on in a segment that is not there, and a later one is: then it was there, too, since
+    /// segments are made in order, each durable before the next. What it held cannot be known.
+    fn note_missing(&mut self) {
+        let index = self.size.index_of(self.tail.end);
+        if self.parts.last().is_some_and(|part| part.index > index) {
+            self.floor = self.floor.max(self.size.first_lsn(index + 1));
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   accept ──▶ enter(address) ──▶ Guest, for as long as the connection lives, on whatever core
-//!   login  ──▶ may_log_in(address, user) ──▶ refused ──▶ log_in_failed(address, user)
+//!   login  ──▶ refused ──▶ may_log_in(address, user) ──▶ log_in_failed(address, user)
 //! ```
 //!
 //! The connections of one address are spread over all cores, so this is the one thing that cores share:
@@ -129,7 +129,7 @@ impl Admission {
         ]
     }
 
-    /// Whether a login may be tried that says it is of `user`.
+    /// Whether one more login may fail that says it is of `user`.
     ///
     /// # Errors
     /// Too many failed lately: milliseconds until one more may be tried, at least 1.
@@ -149,13 +149,6 @@ impl Admission {
             emptier(&self.failures_of_users, cells).may_take(rate, now_us)?;
         }
         Ok(())
-    }
-
-    /// Whether a login from there failed lately. Else nobody needs to know what a token says of itself.
-    #[must_use]
-    pub fn is_suspect(&self, address: IpAddr, now_us: u64) -> bool {
-        let cells = self.cells(network(address));
-        emptier(&self.failures, cells).as_us() > now_us
     }
 
     /// Counts a login that was refused.
@@ -281,16 +274,13 @@ mod tests {
     fn failed_logins_shut_out_an_address_until_it_waited() {
         let admission = Admission::new();
         let (bad, good, rates) = (address("192.0.2.1"), address("192.0.2.2"), rates());
-        assert!(!admission.is_suspect(bad, 10));
         for n in 0..4 {
             assert_eq!(admission.may_log_in(bad, None, &rates, 10), Ok(()), "{n}");
             admission.log_in_failed(bad, None, &rates, 10);
         }
         assert_eq!(admission.may_log_in(bad, None, &rates, 10), Err(1_000));
         assert_eq!(admission.may_log_in(good, None, &rates, 10), Ok(()));
-        assert!(admission.is_suspect(bad, 10));
         assert_eq!(admission.may_log_in(bad, None, &rates, 1_000_010), Ok(()));
-        assert!(!admission.is_suspect(bad, 4_000_010));
     }
 
     /// R: A-6. Else anybody could shut out anybody, with tokens that say they are his.

@@ -108,7 +108,9 @@ impl Store {
             false => self.setup.checkpoint_bytes.max(last.bytes),
         };
         self.remove_stale(io);
-        if is_short && self.checkpointing.kept.len() > 1 && self.checkpointing.running.is_none() {
+        // Where something is damaged nothing goes that may help to salvage it.
+        let may_go = self.quarantined.is_empty() && self.checkpointing.running.is_none();
+        if is_short && may_go && self.checkpointing.kept.len() > 1 {
             self.remove_oldest(io);
         }
         let may = self.checkpointing.running.is_none()

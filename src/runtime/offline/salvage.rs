@@ -359,6 +359,9 @@ fn keep(
         fs::create_dir(&to).map_err(failed("create", &to))?;
         for index in &salvaged.damaged_segments {
             let from = data.join(segment_name(log, size, *index));
+            if !from.exists() {
+                continue; // that it is gone is the damage
+            }
             // A segment that the switch goes on writing is copied, any other never changes.
             let is_written = *index >= size.index_of(salvaged.lsn);
             keep_file(&from, &to, is_written)?;

@@ -126,6 +126,8 @@ pub struct Connection {
     pub incomplete_since: Option<Instant>,
     /// It counts as a stranger: its Hello was not taken.
     pub is_stranger: bool,
+    /// Its ClientHello was answered.
+    pub answered: bool,
     /// In the core's list of handshakes that wait; `backlog` holds what is to be opened.
     pub shaking: bool,
     /// Where it comes from. `None`: from no IP address.
@@ -181,6 +183,7 @@ impl Connection {
             sending_since: None,
             incomplete_since: None,
             is_stranger: false,
+            answered: false,
             shaking: false,
             address: None,
             guest: None,

@@ -44,9 +44,12 @@ impl Core {
         if connection.shaking || connection.tls.is_handshaking() {
             let data = self.sockets.data(&buffer).to_vec();
             self.sockets.release(buffer);
-            let has_room = self.wait_for_handshake(&mut connection, &data);
-            self.connections.put_back(connection);
-            if !has_room {
+            if self.wait_for_handshake(&mut connection, &data) {
+                self.connections.put_back(connection);
+            } else if connection.answered {
+                self.take_step(connection, &data);
+            } else {
+                self.connections.put_back(connection);
                 self.drop_connection(id);
             }
             return;

@@ -45,7 +45,10 @@ pub const ARRIVALS_PER_TURN: usize = 4;
 pub const ARRIVALS_MAX: usize = 4_096;
 /// Connections that one turn lets go whose peers have ended them, by some 10 us each.
 pub const DEPARTURES_PER_TURN: usize = 8;
-/// Bytes of a stranger that wait for his turn. More: he is cut.
+/// How long a handshake may take when others want its room.
+pub const PATIENCE_WHEN_FULL: Duration = Duration::from_secs(1);
+/// Bytes of a stranger that wait for his turn. More: he is cut, if he was not answered yet; what comes
+/// right behind a Hello is not held back, the step is done at once.
 const WAITING_BYTES_MAX: usize = PARTIAL_BYTES_MAX;
 /// Clients that find a core full come back within so many milliseconds, spread by jitter.
 pub const FULL_RETRY_MS: u64 = 10_000;
@@ -103,6 +106,7 @@ impl Core {
 
     /// Whether there is room for one more stranger, and for one from there; if not, it is counted.
     fn admit(&mut self, address: Option<IpAddr>) -> Option<Option<Guest>> {
+        self.make_room();
         let limits = &self.policy.limits;
         let refused = if self.draining.is_some() {
             &mut self.totals.refused_draining
@@ -124,6 +128,27 @@ impl Core {
         };
         *refused += 1;
         None
+    }
+
+    /// When strangers have no room left, those go who came first and have not got through their
+    /// handshake in [`PATIENCE_WHEN_FULL`]: else who says nothing would keep out who does.
+    fn make_room(&mut self) {
+        while self.strangers >= self.policy.limits.handshakes_per_core
+            && let Some((deadline, id)) = self.greeting.front().copied()
+        {
+            let came = deadline.checked_sub(self.policy.hello_timeout);
+            let is_old = came.is_some_and(|came| came + PATIENCE_WHEN_FULL <= self.now.monotonic);
+            let connection = self.connections.get(id);
+            match connection.map(|connection| connection.tls.is_handshaking()) {
+                Some(true) if is_old => {
+                    self.totals.refused_handshakes += 1;
+                    self.drop_connection(id);
+                }
+                Some(_) => return,
+                None => {}
+            }
+            self.greeting.pop_front();
+        }
     }
 
     /// Keeps what a stranger sent until a turn has time for his handshake. False: it is too much.
@@ -148,21 +173,30 @@ impl Core {
             let Some(mut connection) = self.connections.take(id) else {
                 continue;
             };
-            connection.shaking = false;
-            if matches!(connection.state, State::Closing) {
+            let was_waiting = std::mem::take(&mut connection.shaking);
+            if !was_waiting || matches!(connection.state, State::Closing) {
                 self.connections.put_back(connection);
-                continue; // it was waited for too long
+                continue; // its step was done, or it was waited for too long
             }
-            let mut data = std::mem::take(&mut connection.backlog);
-            let mut plain = std::mem::take(&mut self.plain);
-            plain.clear();
-            let opened = connection
-                .tls
-                .open(&mut data, &mut plain, &mut connection.wire);
-            self.opened(connection, opened, plain);
+            self.take_step(connection, &[]);
             self.next_handshake = self.now.monotonic + HANDSHAKE_PAUSE_MAX;
             return;
         }
+    }
+
+    /// Opens what waits of a connection, and `more` behind it.
+    pub(super) fn take_step(&mut self, mut connection: Box<Connection>, more: &[u8]) {
+        connection.shaking = false;
+        let mut data = std::mem::take(&mut connection.backlog);
+        data.extend_from_slice(more);
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.clear();
+        let was_answered = connection.answered;
+        let opened = connection
+            .tls
+            .open(&mut data, &mut plain, &mut connection.wire);
+        connection.answered = was_answered || !connection.wire.is_empty();
+        self.opened(connection, opened, plain);
     }
 
     /// A connection is no stranger's any more, or no more.
@@ -198,35 +232,30 @@ impl Core {
         Ok(())
     }
 
-    /// Who a token speaks for. Where too many failed lately nothing is tried: neither can a password be
-    /// guessed, so to speak, nor does guessing cost signatures.
+    /// Who a token speaks for. A good one is taken wherever it comes from, or one bad client would shut
+    /// out all that share its address: the signature costs less than the handshake before it did. Who
+    /// fails too often is told when to try again.
     fn verify(&mut self, address: Option<IpAddr>, token: &str) -> Result<Claims, Leave> {
-        let policy = Arc::clone(&self.policy);
-        let rates = &policy.limits.failed_logins;
-        let now_us = self.now_us();
-        let suspect = address.filter(|address| self.admission.is_suspect(*address, now_us));
-        if let Some(address) = suspect {
+        let verified = self.policy.keyring.verify(token, self.now.unix_s());
+        let error = match verified {
+            Ok(claims) => return Ok(claims),
+            Err(error) => error,
+        };
+        tracing::debug!(core = self.id.0, %error, "a login was refused");
+        self.audit_refusal(error.word(), address, None);
+        if let Some(address) = address {
+            let policy = Arc::clone(&self.policy);
+            let (rates, now_us) = (&policy.limits.failed_logins, self.now_us());
             let user = claimed_user(token);
-            let allowed = self
-                .admission
-                .may_log_in(address, user.as_deref(), rates, now_us);
-            if let Err(retry_ms) = allowed {
+            let user = user.as_deref();
+            if let Err(retry_ms) = self.admission.may_log_in(address, user, rates, now_us) {
                 self.totals.refused_logins += 1;
                 return Err((GoodbyeReason::Overloaded, retry_ms));
             }
+            self.admission.log_in_failed(address, user, rates, now_us);
         }
-        let verified = self.policy.keyring.verify(token, self.now.unix_s());
-        verified.map_err(|error| {
-            tracing::debug!(core = self.id.0, %error, "a login was refused");
-            self.totals.failed_logins += 1;
-            self.audit_refusal(error.word(), address, None);
-            if let Some(address) = address {
-                let user = claimed_user(token);
-                self.admission
-                    .log_in_failed(address, user.as_deref(), rates, now_us);
-            }
-            (GoodbyeReason::BadToken, 0)
-        })
+        self.totals.failed_logins += 1;
+        Err((GoodbyeReason::BadToken, 0))
     }
 
     /// The last completion of a leaving connection has come: it goes to its user's core, unless it

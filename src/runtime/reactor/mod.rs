@@ -263,8 +263,9 @@ impl Core {
     pub(super) async fn run(mut self) -> Vec<(LogId, u64)> {
         while !self.turn() {
             if self.is_idle() {
-                let mesh = &self.mesh;
-                if self.sleeper.may_sleep(|| mesh.has_mail()) {
+                // Mail that would not be taken keeps nobody awake: the end of a flush does.
+                let (mesh, takes_mail) = (&self.mesh, self.takes_mail());
+                if self.sleeper.may_sleep(|| takes_mail && mesh.has_mail()) {
                     wait(&mut self.sockets).await;
                     self.sleeper.woke();
                     self.totals.sleeps += 1;
@@ -351,10 +352,14 @@ impl Core {
         }
     }
 
+    /// Whether mail is taken now. Who sheds sends takes them, to say so.
+    fn takes_mail(&self) -> bool {
+        !self.lanes.is_congested() || self.ladder.shed() >= Shed::Sends
+    }
+
     /// Takes what has come from other cores; whether anything had.
     fn take_mail(&mut self) -> bool {
-        // Who sheds sends takes them, to say so.
-        if self.lanes.is_congested() && self.ladder.shed() < Shed::Sends {
+        if !self.takes_mail() {
             return false; // the rings fill, and then the cores behind them stop reading
         }
         let mut mail = Vec::new();
@@ -401,7 +406,10 @@ impl Core {
             let still = self.connections.get(id).is_some_and(|connection| {
                 matches!(connection.state, State::Greeting | State::Entering(_))
             });
-            if still {
+            let is_mute = |connection: &mut connection::Connection| connection.tls.is_handshaking();
+            if self.connections.get(id).is_some_and(is_mute) {
+                self.drop_connection(id); // nothing can be said to it
+            } else if still {
                 self.say_goodbye(id, GoodbyeReason::HelloTimeout, 0);
             }
         }

@@ -7,7 +7,7 @@
 //! | a client that | is cut after | costs meanwhile |
 //! |---|---|---|
 //! | does not read, or a byte a second | `limits.write_timeout_ms` since the send began | one send's buffer and its answers |
-//! | does not finish a frame or a record | `limits.frame_timeout_ms` since its first byte | that frame |
+//! | does not finish a frame or a record | `limits.frame_timeout_ms` since its first byte, and a second for each 512 bytes of it | that frame |
 //! | is gone without a word | the kernel's questions, 105 s | the same |
 //!
 //! A client that talks without saying anything (pings, frames that are refused) is not cut: it is read
@@ -27,6 +27,9 @@ pub const LOOKS_PER_TICK: usize = 1_024;
 pub const TALK_PER_S: u64 = 100;
 /// The same at once. A guess: no client of good will comes near.
 pub const TALK_BURST: u64 = 1_000;
+
+/// Who sends a frame at this rate or faster is never cut: a phone in a bad place sends some 1,500.
+pub const SLOW_BYTES_PER_S: usize = 512;
 
 /// Why a client is not waited for any longer.
 enum Slow {
@@ -109,7 +112,9 @@ fn slow(
     }
     // A stalled one is not read: what is missing may lie in its socket.
     let is_read = matches!(connection.state, State::Live(_)) && !connection.stalled;
-    if is_read && is_over(connection.incomplete_since, limits.frame_timeout) {
+    let held = connection.decoder.held() + connection.tls.partial_bytes();
+    let patience = limits.frame_timeout + Duration::from_secs(1) * (held / SLOW_BYTES_PER_S) as u32;
+    if is_read && is_over(connection.incomplete_since, patience) {
         return Some((Slow::Writer, connection.id));
     }
     None

@@ -56,17 +56,19 @@ impl Core {
     /// another list before is told nothing, and sees the end of its channel.
     pub(super) fn revoke(&mut self, list: Arc<Revocations>, taken: Sender<()>) {
         self.revoking.list = list;
+        self.revoking.at = 0;
         self.revoking.left = self.connections.places();
         self.revoking.taken = Some(taken);
     }
 
-    /// Looks at some connections. Those that log in meanwhile have met the list already.
+    /// Looks at some connections. Those that log in meanwhile have met the list already, also at places
+    /// that were added to the table since.
     pub(super) fn sweep(&mut self) {
-        let places = self.connections.places();
         for _ in 0..SWEEP_CONNECTIONS.min(self.revoking.left) {
             self.revoking.left -= 1;
-            self.revoking.at = (self.revoking.at + 1) % places;
-            if let Some(mut connection) = self.connections.take_at(self.revoking.at) {
+            let at = self.revoking.at;
+            self.revoking.at += 1;
+            if let Some(mut connection) = self.connections.take_at(at) {
                 let identity = match &connection.state {
                     State::Entering(login) => Some(&login.identity),
                     State::Live(live) => Some(&live.session.identity),

@@ -530,6 +530,31 @@ fn a_torn_tail_behind_damage_is_zeroed_only_when_it_is_noted_what_had_been_durab
     }
 }
 
+/// R: D-2. The spares behind it were made later, so it was there.
+#[test]
+fn a_log_whose_newest_segment_is_gone_is_damaged_and_not_taken_for_a_shorter_one() {
+    let temp = tempfile::tempdir().unwrap();
+    {
+        let data_dir = open(temp.path());
+        let mut rig = Rig::open(&data_dir).unwrap();
+        let mut n = 0;
+        while rig.end() < SEGMENT_BYTES {
+            n += 1;
+            rig.send(0, n, 60_000);
+        }
+    }
+    let file = segment(temp.path(), 1);
+    let image = fs::read(&file).unwrap();
+    assert!(segment(temp.path(), 2).exists(), "there is a spare");
+    fs::remove_file(&file).unwrap();
+    for _ in 0..2 {
+        assert_eq!(Rig::open(&open(temp.path())).unwrap().damaged().len(), 32);
+    }
+    fs::write(&file, image).unwrap();
+    let rig = Rig::open(&open(temp.path())).unwrap();
+    assert_eq!(rig.damaged(), vec![]);
+}
+
 /// R: D-1. A spare that was interrupted, or that an interrupted rotation wrote into, is used again.
 #[test]
 fn unfinished_and_soiled_spares_are_zeroed_and_used() {
