@@ -200,7 +200,7 @@ impl Running {
 
     /// Gives every core a new policy, and waits until they have taken it. It is for all of them or for
     /// none: while a core has not taken an earlier one, an error, and nothing was sent. A core that has
-    /// not taken this one within [`ADOPT_MAX`] is named; it will, before all else, once it goes on.
+    /// not taken this one within `ADOPT_MAX` is named; it will, before all else, once it goes on.
     pub fn adopt(&mut self, policy: &Arc<Policy>) -> Result<Vec<usize>, SilentCores> {
         #[expect(clippy::disallowed_methods, reason = "a deadline begins here")]
         let deadline = Instant::now() + ADOPT_MAX;
