@@ -304,7 +304,7 @@ pub struct SpaceArgs {
     /// Users that the messages are for.
     #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u64).range(100..))]
     pub users: u64,
-    /// Entries that an inbox keeps (as [storage] retention_entries).
+    /// Entries that an inbox keeps (as storage.retention_entries).
     #[arg(long, default_value_t = 2_500, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub keep: u64,
     /// Messages in all: so many times what all inboxes keep.
@@ -319,10 +319,10 @@ pub struct SpaceArgs {
     /// Messages a second, all logs together.
     #[arg(long, default_value_t = 100_000.0, value_name = "R", value_parser = rate)]
     pub rate: f64,
-    /// Bytes of a segment (as [storage] segment_bytes).
+    /// Bytes of a segment (as storage.segment_bytes).
     #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
     pub segment_bytes: u64,
-    /// Bytes of the log between two checkpoints (as [storage] checkpoint_bytes).
+    /// Bytes of the log between two checkpoints (as storage.checkpoint_bytes).
     #[arg(long, default_value_t = 256 << 20, value_name = "BYTES")]
     pub checkpoint_bytes: u64,
     /// Rows of the table.
