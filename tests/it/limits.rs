@@ -150,6 +150,46 @@ fn strangers_take_no_place_of_a_session_however_many_come() {
     Raw::login(&server, "ben");
 }
 
+/// R: A-6. Else silence would keep out everybody who has something to say.
+#[test]
+fn strangers_who_say_nothing_make_room_for_those_who_log_in() {
+    let (_data, server) = start(&[
+        ("IRIS_LIMITS__HANDSHAKES_PER_CORE", "4"),
+        ("IRIS_LIMITS__HELLO_TIMEOUT_MS", "60000"),
+    ]);
+    let _strangers: Vec<_> = (0..64)
+        .map(|_| TcpStream::connect(server.address).unwrap())
+        .collect();
+    until("56 are sent away", || {
+        reason(&server, "iris_connections_refused_total", "handshakes") >= 56
+    });
+    let identity = server.identity();
+    until("somebody logs in", || {
+        let mut client = Raw::connect(server.address, &identity);
+        let said = client.try_hello(&identity.token("ann"), &Hello::default());
+        said.is_ok() && matches!(client.try_next(), Ok(ServerFrame::Welcome(_)))
+    });
+}
+
+/// R: B-4, A-5. A client may send right behind its Hello what was not answered on the last connection.
+#[test]
+fn what_comes_right_behind_a_hello_is_taken_however_much_it_is() {
+    let (_data, server) = start(&[]);
+    let identity = server.identity();
+    for round in 0..8 {
+        let user = format!("user-{round}");
+        let mut client = Raw::connect(server.address, &identity);
+        client.hello(&identity.token(&user), &Hello::default());
+        for n in 1..=4 {
+            client.send("ann", n, &vec![7; 60_000]);
+        }
+        client.welcome();
+        for _ in 0..4 {
+            client.accepted();
+        }
+    }
+}
+
 /// R
 #[test]
 fn after_too_many_failed_logins_they_are_told_to_wait_and_good_tokens_are_taken() {
