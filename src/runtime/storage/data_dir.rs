@@ -412,13 +412,14 @@ pub(super) fn look(path: &Path) -> Result<bool, DataDirError> {
         if SUPER_NAMES.contains(&name.as_str()) {
             return Ok(true);
         }
-        if !NOT_DATA.contains(&name.as_str()) {
+        let is_told = other.as_deref().is_some_and(is_of_a_log);
+        if !NOT_DATA.contains(&name.as_str()) && !is_told {
             other = Some(name);
         }
     }
     match other {
         None => Ok(false),
-        Some(name) if name.starts_with("log-") || name.starts_with("ckpt-") => {
+        Some(name) if is_of_a_log(&name) => {
             // A superblock is written before the first log, so one has been lost.
             Err(DataDirError::SuperMissing {
                 path: path.to_owned(),
@@ -429,6 +430,10 @@ pub(super) fn look(path: &Path) -> Result<bool, DataDirError> {
             found,
         }),
     }
+}
+
+fn is_of_a_log(name: &str) -> bool {
+    name.starts_with("log-") || name.starts_with("ckpt-")
 }
 
 fn lock(directory: &Path) -> Result<File, DataDirError> {

@@ -134,6 +134,10 @@ fn logs_without_a_superblock_are_never_formatted_over() {
     for name in ["SUPER.a", "SUPER.b"] {
         fs::remove_file(temp.path().join(name)).unwrap();
     }
+    // Whatever else lies there, and in whatever order it is listed.
+    for number in 0..32 {
+        fs::write(temp.path().join(format!("other-{number}")), "").unwrap();
+    }
     let error = DataDir::open(temp.path(), &FORMAT).unwrap_err();
     assert!(
         matches!(error, DataDirError::SuperMissing { .. }),
