@@ -94,7 +94,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     row("limits", "connections_per_address", number(0, 1_000_000), Some("1000"),
         "connections from one IPv4 address or IPv6 /64; more are closed as they come; 0: any number"),
     row("limits", "failed_logins_per_minute", number(0, 1_000_000), Some("60"),
-        "logins from one address that may fail in a minute, and at once; then none is tried; 0: any number"),
+        "logins from one address that may fail in a minute, and at once; further ones are told to wait; 0: any number"),
     row("limits", "failed_logins_per_user_per_minute", number(0, 1_000_000), Some("10"),
         "those of them in one user's name; 0: any number"),
     row("limits", "messages_per_s", number(0, 1_000_000), Some("5"),

@@ -34,9 +34,9 @@ pub struct Totals {
     pub accepted: u64,
     /// Sessions begun.
     pub logins: u64,
-    /// Tokens that were not taken.
+    /// Tokens that were not taken, up to the rate.
     pub failed_logins: u64,
-    /// Logins that were not tried, since too many from there had failed.
+    /// Further tokens that were not taken, whose senders were told when to try again.
     pub refused_logins: u64,
     /// Handshakes that broke the rules of TLS.
     pub failed_handshakes: u64,

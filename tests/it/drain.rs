@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 use iris::client::{Arrival, Client, ConnectOptions};
 use iris::runtime::reactor::SHUTDOWN_RETRY_MS;
 use iris_proto::id::{DeviceId, UserId};
-use iris_proto::v2::client_frame::Frame as ClientFrame;
+use iris_proto::v2::GoodbyeReason;
 use iris_proto::v2::server_frame::Frame as ServerFrame;
-use iris_proto::v2::{self, GoodbyeReason};
 use tokio::sync::watch;
 
 use super::harness::{PATIENCE, Random, Server, Setup, data_dir, seed};
@@ -156,17 +155,7 @@ fn with_a_reader_that_does_not_read(drain_timeout_ms: u64) -> (tempfile::TempDir
         ..Setup::default()
     };
     let server = Server::start_with(data.path(), &setup);
-    let mut ann = Raw::login(&server, "ann");
-    for n in 1..=400 {
-        ann.send_accepted("ben", n, &vec![7; 60_000]);
-    }
-    let mut ben = Raw::login(&server, "ben");
-    let fetch = v2::Fetch {
-        tag: 7,
-        after: 0,
-        limit: 1_000,
-    };
-    ben.write(ClientFrame::Fetch(fetch));
+    let ben = Raw::with_a_full_socket(&server, "ben");
     (data, server, ben)
 }
 

@@ -157,6 +157,10 @@ fn strangers_who_say_nothing_make_room_for_those_who_log_in() {
         ("IRIS_LIMITS__HANDSHAKES_PER_CORE", "4"),
         ("IRIS_LIMITS__HELLO_TIMEOUT_MS", "60000"),
     ]);
+    // Who came before them and is in does not stand in the way.
+    let _sessions: Vec<_> = (0..8)
+        .map(|number| Raw::login(&server, &format!("user-{number}")))
+        .collect();
     let _strangers: Vec<_> = (0..64)
         .map(|_| TcpStream::connect(server.address).unwrap())
         .collect();
@@ -239,17 +243,7 @@ fn after_too_many_failed_logins_they_are_told_to_wait_and_good_tokens_are_taken(
 fn a_client_that_asks_and_does_not_read_is_cut_and_costs_others_nothing() {
     let (_data, server) = start(&[("IRIS_LIMITS__WRITE_TIMEOUT_MS", "1000")]);
     let mut ann = Raw::login(&server, "ann");
-    for n in 1..=400 {
-        ann.send_accepted("ben", n, &vec![7; 60_000]);
-    }
-    let mut ben = Raw::login(&server, "ben");
-    let fetch = v2::Fetch {
-        tag: 7,
-        after: 0,
-        limit: 1_000,
-    };
-    // Far more than what the kernel holds for a socket; the answers are never read.
-    ben.write(ClientFrame::Fetch(fetch));
+    let _ben = Raw::with_a_full_socket(&server, "ben");
     until("the client is cut", || {
         ann.send("carl", 1, b"still served");
         assert!(matches!(ann.next(), ServerFrame::Accepted(_)));

@@ -121,6 +121,22 @@ impl Raw {
         }
     }
 
+    /// A session of `user`, who has far more to get than the kernel holds for a socket and asked for all of
+    /// it: unless it reads, its socket is full.
+    pub fn with_a_full_socket(server: &Server, user: &str) -> Self {
+        let mut sender = Self::login(server, "sender");
+        for n in 1..=400 {
+            sender.send_accepted(user, n, &vec![7; 60_000]);
+        }
+        let mut client = Self::login(server, user);
+        client.write(ClientFrame::Fetch(v2::Fetch {
+            tag: 7,
+            after: 0,
+            limit: 1_000,
+        }));
+        client
+    }
+
     /// Sends the ClientHello and waits for nothing.
     pub fn start_handshake(&mut self) {
         self.stream.conn.write_tls(&mut self.stream.sock).unwrap();

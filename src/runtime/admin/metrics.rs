@@ -118,7 +118,7 @@ const OF_CORES_BY_REASON: &[Reasons] = &[
     },
     Reasons {
         name: "iris_logins_refused_total",
-        help: "Logins that were refused: a bad token, or not tried after too many.",
+        help: "Logins that were refused: a bad token, or one more after too many.",
         of: &[
             ("rate", |core| core.totals.refused_logins),
             ("token", |core| core.totals.failed_logins),

@@ -45,7 +45,7 @@ pub const ARRIVALS_PER_TURN: usize = 4;
 pub const ARRIVALS_MAX: usize = 4_096;
 /// Connections that one turn lets go whose peers have ended them, by some 10 us each.
 pub const DEPARTURES_PER_TURN: usize = 8;
-/// How long a handshake may take when others want its room.
+/// How long a stranger may take to log in when others want his room.
 pub const PATIENCE_WHEN_FULL: Duration = Duration::from_secs(1);
 /// Bytes of a stranger that wait for his turn. More: he is cut, if he was not answered yet; what comes
 /// right behind a Hello is not held back, the step is done at once.
@@ -130,22 +130,24 @@ impl Core {
         None
     }
 
-    /// When strangers have no room left, those go who came first and have not got through their
-    /// handshake in [`PATIENCE_WHEN_FULL`]: else who says nothing would keep out who does.
+    /// When strangers have no room left, those go who came first and have not logged in within
+    /// [`PATIENCE_WHEN_FULL`]: else who says nothing would keep out who does.
     fn make_room(&mut self) {
         while self.strangers >= self.policy.limits.handshakes_per_core
             && let Some((deadline, id)) = self.greeting.front().copied()
         {
             let came = deadline.checked_sub(self.policy.hello_timeout);
             let is_old = came.is_some_and(|came| came + PATIENCE_WHEN_FULL <= self.now.monotonic);
-            let connection = self.connections.get(id);
-            match connection.map(|connection| connection.tls.is_handshaking()) {
-                Some(true) if is_old => {
+            match self.connections.get(id) {
+                Some(connection) if connection.is_stranger => {
+                    if !is_old {
+                        return;
+                    }
                     self.totals.refused_handshakes += 1;
                     self.drop_connection(id);
                 }
-                Some(_) => return,
-                None => {}
+                Some(connection) if matches!(connection.state, State::Entering(_)) => return,
+                _ => {} // it is gone, or in: its deadline is nobody's
             }
             self.greeting.pop_front();
         }
@@ -191,11 +193,10 @@ impl Core {
         data.extend_from_slice(more);
         let mut plain = std::mem::take(&mut self.plain);
         plain.clear();
-        let was_answered = connection.answered;
         let opened = connection
             .tls
             .open(&mut data, &mut plain, &mut connection.wire);
-        connection.answered = was_answered || !connection.wire.is_empty();
+        connection.answered |= !connection.wire.is_empty();
         self.opened(connection, opened, plain);
     }
 
