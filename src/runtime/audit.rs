@@ -6,8 +6,12 @@
 //! ```
 //!
 //! **No core ever waits.** The thread looks into the queues; nobody has to wake it, so putting an event is
-//! a few writes to memory. What finds no room, and what the disk does not take, is counted, and the count
-//! becomes a record as soon as one can be written: nothing is missing in silence.
+//! a few writes to memory. What finds no room, and what the disk does not take, is counted, by kind, and the
+//! count becomes a record as soon as one can be written: nothing is missing in silence.
+//!
+//! **Noise does not displace what matters.** Refusals and renewals, of which anybody can make as many as he
+//! likes, find room in the first half of a queue only ([`CHEAP_EVENTS_MAX`]); the other half is for logins,
+//! ends, revocations and what operators do.
 //!
 //! A file is named by its first record, and has [`FILE_BYTES_MAX`] and a batch at most; of the files the
 //! newest [`FILES_MAX`] are kept, and a removal is a record. `HEAD` names the last record that is durable:
@@ -20,6 +24,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,12 +35,14 @@ use thiserror::Error;
 use super::clock::Clock;
 use crate::audit::repeats::Repeats;
 use crate::audit::verify::{Tail, Verdict, Verifier};
-use crate::audit::{Chain, Event, hex, unhex};
+use crate::audit::{Chain, Event, Kind, hex, unhex};
 
 /// Name of the directory.
 pub const NAME: &str = "audit";
 /// Events that wait in one queue. Full: counted.
 pub const QUEUE_EVENTS: usize = 1024;
+/// As many wait already: refusals and renewals are counted.
+pub const CHEAP_EVENTS_MAX: usize = QUEUE_EVENTS / 2;
 /// Bytes after which the next file begins.
 pub const FILE_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Files that are kept. More: the oldest is removed.
@@ -75,32 +83,61 @@ pub enum AuditError {
     },
 }
 
+/// How many events there were, by kind, since the start. Touched when somebody comes or goes, never on a
+/// message's way.
+#[derive(Debug, Default)]
+pub struct Counts {
+    taken: [AtomicU64; Kind::ALL.len()],
+    lost: [AtomicU64; Kind::ALL.len()],
+    lost_by_disk: AtomicU64,
+}
+
+impl Counts {
+    /// Events of a kind that found room in a queue.
+    #[must_use]
+    pub fn taken(&self, kind: Kind) -> u64 {
+        self.taken[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// Events of a kind that found none.
+    #[must_use]
+    pub fn lost(&self, kind: Kind) -> u64 {
+        self.lost[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// Events that the disk did not take.
+    #[must_use]
+    pub fn lost_by_disk(&self) -> u64 {
+        self.lost_by_disk.load(Ordering::Relaxed)
+    }
+}
+
 /// Where one thread puts what happened.
 #[derive(Debug)]
 pub struct Queue {
     sender: Sender<(u64, Event)>,
-    lost: u64,
+    counts: Arc<Counts>,
 }
 
 impl Queue {
     /// Hands over an event, or counts it. Never blocks.
     pub fn put(&mut self, now_ms: u64, event: Event) {
-        self.settle(now_ms);
-        if self.lost > 0 || self.sender.try_send((now_ms, event)).is_err() {
-            self.lost += 1;
-        }
+        let kind = event.kind();
+        let has_room = !kind.is_cheap() || self.sender.len() < CHEAP_EVENTS_MAX;
+        let is_taken = has_room && self.sender.try_send((now_ms, event)).is_ok();
+        let counts = &self.counts;
+        let count = if is_taken {
+            &counts.taken
+        } else {
+            &counts.lost
+        };
+        count[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Hands over the count of what found no room, when there is room again.
-    pub fn settle(&mut self, now_ms: u64) {
-        if self.lost == 0 {
-            return;
-        }
-        let (count, why) = (self.lost, "queue");
-        let lost = Event::Lost { count, why };
-        if self.sender.try_send((now_ms, lost)).is_ok() {
-            self.lost = 0;
-        }
+    /// What all queues have taken and lost.
+    #[must_use]
+    pub fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.counts)
     }
 }
 
@@ -120,12 +157,14 @@ impl Audit {
         let (stop, stopped) = bounded(0);
         let mut senders = Vec::new();
         let mut receivers = Vec::new();
+        let counts = Arc::new(Counts::default());
         for _ in 0..queues {
             let (sender, receiver) = bounded(QUEUE_EVENTS);
-            senders.push(Queue { sender, lost: 0 });
+            let counts = Arc::clone(&counts);
+            senders.push(Queue { sender, counts });
             receivers.push(receiver);
         }
-        let writer = Writer::new(data.join(NAME), receivers);
+        let writer = Writer::new(data.join(NAME), receivers, counts);
         let thread = std::thread::Builder::new().name("iris-audit".to_owned());
         let thread = thread.spawn(move || writer.run(&stopped));
         let thread = thread.map_err(|source| AuditError::Thread { source })?;
@@ -161,6 +200,9 @@ struct Writer {
     repeats: Repeats,
     /// Events to be written.
     pending: Vec<(u64, Event)>,
+    counts: Arc<Counts>,
+    /// How many of those that found no room a record says, by kind.
+    told: [u64; Kind::ALL.len()],
     /// Events that the disk did not take.
     lost: u64,
     open: Option<Open>,
@@ -170,12 +212,14 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(directory: PathBuf, queues: Vec<Receiver<(u64, Event)>>) -> Self {
+    fn new(directory: PathBuf, queues: Vec<Receiver<(u64, Event)>>, counts: Arc<Counts>) -> Self {
         Self {
             directory,
             queues,
             repeats: Repeats::default(),
             pending: Vec::new(),
+            counts,
+            told: [0; Kind::ALL.len()],
             lost: 0,
             open: None,
             pause_until: None,
@@ -206,32 +250,51 @@ impl Writer {
         let due = self.repeats.due(now.unix_ms, is_last);
         self.pending
             .extend(due.into_iter().map(|event| (now.unix_ms, event)));
+        self.tell_lost(now.unix_ms);
         let is_paused = self.pause_until.is_some_and(|until| now.monotonic < until);
         if is_paused && !is_last {
-            self.lost += self.pending.len() as u64;
-            self.pending.clear();
+            self.lose();
         } else if !self.pending.is_empty() || self.lost > 0 {
-            let count = self.pending.len() as u64;
             if let Err(error) = self.write(now) {
-                self.failed(count, &error, now);
+                self.failed(&error, now);
             }
         }
         let since = self.unsynced_since;
         if since.is_some_and(|since| is_last || now.monotonic >= since + SYNC_EVERY)
             && let Err(error) = self.sync(is_last)
         {
-            self.failed(0, &error, now);
+            self.failed(&error, now);
         }
     }
 
+    /// What found no room since it was said last: there is room again, the queues were just emptied.
+    fn tell_lost(&mut self, now_ms: u64) {
+        for kind in Kind::ALL {
+            let lost = self.counts.lost(kind);
+            let count = lost - std::mem::replace(&mut self.told[kind as usize], lost);
+            if count > 0 {
+                let (what, why) = (Some(kind.name()), "queue");
+                let lost = Event::Lost { what, count, why };
+                self.pending.push((now_ms, lost));
+            }
+        }
+    }
+
+    /// What waits is not written any more, but counted.
+    fn lose(&mut self) {
+        let count = self.pending.len() as u64;
+        self.counts.lost_by_disk.fetch_add(count, Ordering::Relaxed);
+        self.lost += count;
+        self.pending.clear();
+    }
+
     /// The events are lost, and counted; said once until it is better.
-    fn failed(&mut self, count: u64, error: &io::Error, now: Clock) {
+    fn failed(&mut self, error: &io::Error, now: Clock) {
         if self.lost == 0 {
             let path = self.directory.display();
             tracing::warn!(%path, %error, "the audit log cannot be written; events are counted until it can be, free space or mend the disk");
         }
-        self.lost += count;
-        self.pending.clear();
+        self.lose();
         self.open = None; // what is there is looked at again
         self.unsynced_since = None;
         self.pause_until = Some(now.monotonic + SYNC_EVERY);
@@ -247,8 +310,8 @@ impl Writer {
         }
         let (mut chain, mut bytes) = (open.chain, Vec::new());
         if self.lost > 0 {
-            let (count, why) = (self.lost, "disk");
-            let lost = Event::Lost { count, why };
+            let (what, count, why) = (None, self.lost, "disk");
+            let lost = Event::Lost { what, count, why };
             chain.append(now.unix_ms, &lost, &mut bytes);
         }
         for (time_ms, event) in &self.pending {
@@ -520,8 +583,16 @@ mod tests {
 
     fn writer(directory: &Path) -> (Writer, Queue) {
         let (sender, receiver) = bounded(QUEUE_EVENTS);
-        let writer = Writer::new(directory.join(NAME), vec![receiver]);
-        (writer, Queue { sender, lost: 0 })
+        let counts = Arc::new(Counts::default());
+        let queues = vec![receiver];
+        let writer = Writer::new(directory.join(NAME), queues, Arc::clone(&counts));
+        (writer, Queue { sender, counts })
+    }
+
+    /// What is in the first file.
+    fn written(data: &Path) -> String {
+        let path = list(&data.join(NAME)).unwrap().remove(0).1;
+        fs::read_to_string(path).unwrap()
     }
 
     fn reload() -> Event {
@@ -538,15 +609,66 @@ mod tests {
             queue.put(1, Event::Stop);
         }
         writer.turn(Clock::read(), false);
-        queue.settle(2);
         writer.turn(Clock::read(), true);
-        let path = list(&data.path().join(NAME)).unwrap().remove(0).1;
-        let text = fs::read_to_string(path).unwrap();
+        let text = written(data.path());
         let last = text.lines().last().unwrap();
-        assert!(
-            last.contains(r#""event":"lost","count":7,"why":"queue""#),
-            "{last}"
+        let lost = r#""event":"lost","what":"other","count":7,"why":"queue""#;
+        assert!(last.contains(lost), "{last}");
+        assert!(verify(data.path(), None).unwrap().is_sound());
+    }
+
+    /// R: A-10
+    #[test]
+    fn a_burst_of_refusals_and_renewals_displaces_no_login_and_no_revocation() {
+        let data = tempfile::tempdir().unwrap();
+        let (mut writer, mut queue) = writer(data.path());
+        let text = |text: &str| text.to_owned();
+        for number in 0..QUEUE_EVENTS {
+            let (reason, address) = ("malformed", format!("192.0.2.{number}"));
+            let user = None;
+            queue.put(
+                1,
+                Event::Refused {
+                    reason,
+                    address,
+                    user,
+                },
+            );
+            let (user, device) = (text("mallory"), text("phone"));
+            queue.put(
+                1,
+                Event::Renewed {
+                    user,
+                    device,
+                    expires_s: 2,
+                    jti: None,
+                },
+            );
+        }
+        for number in 0..CHEAP_EVENTS_MAX {
+            let (user, device) = (format!("user-{number}"), text("phone"));
+            queue.put(1, Event::Ended { user, device });
+        }
+        let counts = queue.counts();
+        assert_eq!(counts.taken(Kind::Ended), CHEAP_EVENTS_MAX as u64);
+        assert_eq!(counts.lost(Kind::Ended), 0);
+        let (refused, renewed) = (counts.lost(Kind::Refused), counts.lost(Kind::Renewed));
+        assert_eq!(
+            refused + renewed,
+            (2 * QUEUE_EVENTS - CHEAP_EVENTS_MAX) as u64
         );
+        writer.turn(Clock::read(), false);
+        drop(queue);
+        writer.turn(Clock::read(), true);
+        let text = written(data.path());
+        let ended = text
+            .lines()
+            .filter(|line| line.contains(r#""event":"ended""#));
+        assert_eq!(ended.count(), CHEAP_EVENTS_MAX);
+        for (what, count) in [("refused", refused), ("renewed", renewed)] {
+            let lost = format!(r#""event":"lost","what":"{what}","count":{count},"why":"queue""#);
+            assert_eq!(text.matches(&lost).count(), 1, "{lost}");
+        }
         assert!(verify(data.path(), None).unwrap().is_sound());
     }
 

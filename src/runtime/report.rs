@@ -38,6 +38,10 @@ pub struct Totals {
     pub failed_logins: u64,
     /// Further tokens that were not taken, whose senders were told when to try again.
     pub refused_logins: u64,
+    /// Good tokens that were not taken because they are revoked.
+    pub revoked_logins: u64,
+    /// Sessions that ended because their tokens were revoked.
+    pub revoked_sessions: u64,
     /// Handshakes that broke the rules of TLS.
     pub failed_handshakes: u64,
     /// Handshakes that waited for a later turn.

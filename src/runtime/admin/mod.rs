@@ -118,8 +118,8 @@ impl Admin {
         let (stop, stopped) = oneshot::channel();
         let serving = Serving {
             asker: Asker::new(lines, ANSWER_MAX),
+            facts: Facts::of_this_process(address, revoker.audit_counts()),
             revoker,
-            facts: Facts::of_this_process(address),
             listener,
             stopped,
         };

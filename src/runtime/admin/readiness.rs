@@ -4,28 +4,33 @@
 //! not serve some of its users, is alive (`/healthz`) and not ready.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::asker::{ANSWER_MAX, Answer};
+use crate::runtime::audit::Counts;
 use crate::runtime::clock::Clock;
 use crate::runtime::report::{CoreReport, LogReport};
 use crate::runtime::storage::Space;
 
-/// What does not change while the process lives.
+/// What is known without asking a core.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub version: &'static str,
     pub pid: u32,
     pub address: SocketAddr,
+    /// What the audit log has taken and lost.
+    pub audit: Arc<Counts>,
 }
 
 impl Facts {
-    pub fn of_this_process(address: SocketAddr) -> Self {
+    pub fn of_this_process(address: SocketAddr, audit: Arc<Counts>) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             address,
+            audit,
         }
     }
 }

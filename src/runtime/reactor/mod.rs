@@ -385,7 +385,6 @@ impl Core {
         }
         self.next_tick = self.now.monotonic + TICK;
         self.lanes.release_held(&self.now);
-        self.audit.settle(self.now.unix_ms);
         if self.populating == 0 {
             self.lanes.unmap_removed();
         }
