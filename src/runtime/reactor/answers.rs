@@ -254,6 +254,7 @@ impl Core {
             return;
         };
         self.live_sessions -= 1;
+        self.clear_alarm(live, id);
         self.propose_cursor(live);
         let identity = &live.session.identity;
         let sender = (identity.hash, identity.epoch);

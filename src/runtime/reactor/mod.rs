@@ -29,8 +29,7 @@ mod patience;
 mod report;
 mod revoking;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -58,6 +57,7 @@ pub use connection::Handoff;
 use connection::{Connections, State};
 use drain::Draining;
 pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
+use expiry::Alarms;
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
 use patience::{TALK_BURST, TALK_PER_S};
@@ -73,9 +73,6 @@ pub const ACK_GATHER: Duration = Duration::from_millis(200);
 /// A device that acknowledged so many entries since its last proposed cursor does not wait for the
 /// gathering, or a fast inbox would look full.
 pub const ACK_GATHER_ENTRIES: u64 = 512;
-/// Alarms of sessions that are gone or have a new token which a core may remember, beside twice as many as
-/// it has sockets.
-const EXPIRING_SLACK: usize = 1024;
 /// How long a peer may take to close after our Goodbye before we cut.
 pub const CLOSING_MAX: Duration = Duration::from_secs(2);
 
@@ -176,8 +173,8 @@ pub(super) struct Core {
     greeting: VecDeque<(Instant, SocketId)>,
     /// Those who were told Goodbye, oldest first.
     closing: VecDeque<(Instant, SocketId)>,
-    /// When sessions are to be warned or ended, in seconds since the Unix epoch.
-    expiring: BinaryHeap<Reverse<(u64, SocketId)>>,
+    /// When sessions are to be warned or ended.
+    alarms: Alarms,
     events: Vec<Event>,
     /// Plaintext of the connection at hand.
     plain: Vec<u8>,
@@ -238,7 +235,7 @@ impl Core {
             gathering: Vec::new(),
             greeting: VecDeque::new(),
             closing: VecDeque::new(),
-            expiring: BinaryHeap::new(),
+            alarms: Alarms::default(),
             events: Vec::with_capacity(EVENTS_PER_TURN),
             plain: Vec::new(),
             command: Vec::new(),
