@@ -71,6 +71,10 @@ pub struct Limits {
     pub connections_per_address: Option<u32>,
     /// Connections of one core that have no session yet; more are closed as they come.
     pub handshakes_per_core: usize,
+    /// Those of them from one address; `None`: any number.
+    pub handshakes_per_address: Option<usize>,
+    /// Sessions of one user; one more is sent away.
+    pub sessions_per_user: usize,
     /// How many logins may fail.
     pub failed_logins: FailureRates,
     /// How long one send to a client may take.
@@ -89,6 +93,9 @@ impl Limits {
             messages: rate(limits.messages_per_s, 1, limits.messages_burst),
             connections_per_address: (connections > 0).then_some(connections),
             handshakes_per_core: count(limits.handshakes_per_core),
+            handshakes_per_address: (limits.handshakes_per_address > 0)
+                .then_some(count(limits.handshakes_per_address)),
+            sessions_per_user: count(limits.sessions_per_user),
             failed_logins: FailureRates {
                 of_address: failures(limits.failed_logins_per_minute),
                 of_user: failures(limits.failed_logins_per_user_per_minute),

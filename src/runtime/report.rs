@@ -40,6 +40,8 @@ pub struct Totals {
     pub refused_logins: u64,
     /// Good tokens that were not taken because they are revoked.
     pub revoked_logins: u64,
+    /// Logins sent away because their user has as many sessions as it may.
+    pub refused_sessions: u64,
     /// Sessions that ended because their tokens were revoked.
     pub revoked_sessions: u64,
     /// Handshakes that broke the rules of TLS.

@@ -422,3 +422,48 @@ fn thousands_without_a_token_cost_little_and_nobody_else_anything() {
     });
     Raw::login(&server, "ben");
 }
+
+/// R: A-6
+#[test]
+fn a_user_has_so_many_sessions_and_one_that_ends_or_is_replaced_makes_room() {
+    let (_data, server) = start(&[("IRIS_LIMITS__SESSIONS_PER_USER", "3")]);
+    let identity = server.identity();
+    let enter = |device, epoch, send_only| {
+        let mut client = Raw::connect(server.address, &identity);
+        let hello = Hello {
+            device,
+            epoch,
+            send_only,
+            ..Hello::default()
+        };
+        client.hello(&identity.token("ann"), &hello);
+        client
+    };
+    let mut phone = enter("phone", 1, false);
+    phone.welcome();
+    let mut first = enter("bot", 2, true);
+    first.welcome();
+    let mut second = enter("bot", 3, true);
+    second.welcome();
+    for (device, send_only) in [("bot", true), ("desk", false)] {
+        match enter(device, 4, send_only).next() {
+            ServerFrame::Goodbye(goodbye) => {
+                assert_eq!(goodbye.reason(), GoodbyeReason::TooManySessions);
+                assert_eq!(goodbye.retry_after_ms, 10_000);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(reason(&server, "iris_logins_refused_total", "sessions"), 2);
+    // One that comes again is no further one.
+    let mut again = enter("bot", 3, true);
+    again.welcome();
+    assert_eq!(second.goodbye(), GoodbyeReason::Replaced);
+    let mut phone_again = enter("phone", 1, false);
+    phone_again.welcome();
+    assert_eq!(phone.goodbye(), GoodbyeReason::Replaced);
+    drop(first);
+    until("one has ended", || metric(&server, "iris_sessions") == 2);
+    enter("bot", 4, true).welcome();
+    Raw::login(&server, "ben").send_accepted("ann", 1, b"undisturbed");
+}

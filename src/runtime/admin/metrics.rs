@@ -122,10 +122,11 @@ const OF_CORES_BY_REASON: &[Reasons] = &[
     },
     Reasons {
         name: "iris_logins_refused_total",
-        help: "Logins that were refused: a bad token, one more after too many, or a revoked one.",
+        help: "Logins that were refused: a bad token, one more after too many, a revoked one, or a user with too many sessions.",
         of: &[
             ("rate", |core| core.totals.refused_logins),
             ("revoked", |core| core.totals.revoked_logins),
+            ("sessions", |core| core.totals.refused_sessions),
             ("token", |core| core.totals.failed_logins),
         ],
     },

@@ -14,7 +14,7 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iris_proto::id::Seq;
 use iris_proto::limits::FRAME_BYTES_MAX;
@@ -32,7 +32,7 @@ use crate::runtime::stream::{SocketId, peer_of};
 use crate::runtime::tls::{PARTIAL_BYTES_MAX, Tls};
 use crate::session::login::{check_version, identify, welcome};
 use crate::session::{Identity, Session};
-use crate::shard::user::Device;
+use crate::shard::user::{Device, UserSlot};
 use crate::shard::{Input, ReplyTo};
 
 /// A step of a TLS handshake costs some 100 to 200 us (`docs/BENCHMARKS.md`), for which every session of
@@ -52,6 +52,9 @@ pub const PATIENCE_WHEN_FULL: Duration = Duration::from_secs(1);
 const WAITING_BYTES_MAX: usize = PARTIAL_BYTES_MAX;
 /// Clients that find a core full come back within so many milliseconds, spread by jitter.
 pub const FULL_RETRY_MS: u64 = 10_000;
+
+/// Clients whose user has too many sessions come back after so many milliseconds.
+const SESSIONS_RETRY_MS: u64 = 10_000;
 
 /// Why, and after how many milliseconds to come back.
 type Leave = (GoodbyeReason, u64);
@@ -361,6 +364,28 @@ impl Core {
         user.is_some_and(|user| users.get(user).device(identity.device.as_str()).is_some())
     }
 
+    /// Ends the older session that a new one replaces, and sees whether its user may have one more.
+    fn take_place(
+        &mut self,
+        identity: &Identity,
+        shard: ShardId,
+        user: Option<UserSlot>,
+        at: Instant,
+    ) -> Result<(), Leave> {
+        let is_newest = match user {
+            Some(user) => self.replace_older(shard, user, &identity.device, at),
+            None => !identity.send_only || self.replace_older_sender(identity, at),
+        };
+        if !is_newest {
+            return Err((GoodbyeReason::Replaced, 0));
+        }
+        if self.sessions_of(shard, identity) >= self.policy.limits.sessions_per_user {
+            self.totals.refused_sessions += 1;
+            return Err((GoodbyeReason::TooManySessions, SESSIONS_RETRY_MS));
+        }
+        Ok(())
+    }
+
     /// Turns an entering connection into a session and says Welcome.
     pub(super) fn go_live(&mut self, connection: &mut Connection) {
         let State::Entering(login) = &connection.state else {
@@ -377,11 +402,8 @@ impl Core {
         let slot = users.and_then(|users| users.find(identity.user.as_str(), identity.hash));
         let user = slot.filter(|_| !identity.send_only);
         // Replacing settles the cursor.
-        if user.is_some_and(|user| !self.replace_older(shard, user, &identity.device, at)) {
-            return self.leave(connection, GoodbyeReason::Replaced, 0);
-        }
-        if identity.send_only && !self.replace_older_sender(connection.id, &identity, at) {
-            return self.leave(connection, GoodbyeReason::Replaced, 0);
+        if let Err((reason, retry_ms)) = self.take_place(&identity, shard, user, at) {
+            return self.leave(connection, reason, retry_ms);
         }
         let inbox = user.zip(self.lanes.shard(shard));
         let (head, oldest, cursor) = inbox.map_or((Seq(0), Seq(1), Seq(0)), |(slot, shard)| {
@@ -410,6 +432,10 @@ impl Core {
                 .entry((shard, user))
                 .or_default()
                 .push(connection.id);
+        }
+        if identity.send_only {
+            let senders = self.senders.entry(identity.hash).or_default();
+            senders.push((identity.epoch, connection.id));
         }
         connection.decoder.set_max(FRAME_BYTES_MAX);
         self.audit_login(&identity, connection.address);

@@ -157,8 +157,8 @@ pub(super) struct Core {
     connections: Connections,
     /// Live sessions of each user that has any, for waking them.
     sessions: HashMap<(ShardId, UserSlot), Vec<SocketId>>,
-    /// Live sessions that only send, by user and send epoch.
-    senders: HashMap<(UserHash, SendEpoch), SocketId>,
+    /// Live sessions that only send, of each user that has any, by send epoch.
+    senders: HashMap<UserHash, Vec<(SendEpoch, SocketId)>>,
     /// Connections that are [`State::Live`].
     live_sessions: u64,
     /// Connections that may have something to send.
