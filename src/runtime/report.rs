@@ -72,6 +72,8 @@ pub struct Totals {
     pub write_timeouts: u64,
     /// Connections ended because a frame was not finished.
     pub frame_timeouts: u64,
+    /// Connections ended because they sent far more TLS records than was in them.
+    pub cut_for_records: u64,
 }
 
 /// One core at one instant.

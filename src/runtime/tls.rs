@@ -35,9 +35,11 @@ use std::sync::Arc;
 
 /// Plaintext bytes of one record (RFC 8446, 5.1).
 pub const RECORD_PLAIN_BYTES_MAX: usize = 16 * 1024;
+/// Type, version and length (RFC 8446, 5.1).
+const RECORD_HEADER_BYTES: usize = 5;
 /// Bytes of one record on the wire: header, plaintext, content type and tag, at most (RFC 8446,
 /// 5.2).
-pub const RECORD_BYTES_MAX: usize = 5 + RECORD_PLAIN_BYTES_MAX + 256;
+pub const RECORD_BYTES_MAX: usize = RECORD_HEADER_BYTES + RECORD_PLAIN_BYTES_MAX + 256;
 /// Bytes kept of what is not complete. A handshake message that needs more, over several records,
 /// is refused: ours are below 4 KiB.
 pub const PARTIAL_BYTES_MAX: usize = RECORD_BYTES_MAX;
@@ -106,6 +108,8 @@ pub struct Opened {
     pub handshaking: bool,
     /// The peer has said that it will send no more (close_notify). Later bytes are ignored.
     pub closed: bool,
+    /// Records that became whole: each costs much the same, whatever is in it.
+    pub records: usize,
 }
 
 enum Side {
@@ -185,12 +189,15 @@ impl Tls {
         if self.failed {
             return Err(TlsError::Failed);
         }
+        let mut records = 0;
         let opened = if self.partial.is_empty() {
+            records += whole_records(data);
             self.process(data, plain, wire)
                 .map(|used| self.keep(&data[used..]))
         } else {
             let mut partial = std::mem::take(&mut self.partial);
             partial.extend_from_slice(data);
+            records += whole_records(&partial);
             self.process(&mut partial, plain, wire).map(|used| {
                 // Keep the vector while a record is under way, so that dribbling does not copy it.
                 partial.drain(..used);
@@ -206,6 +213,7 @@ impl Tls {
         Ok(Opened {
             handshaking: self.is_handshaking(),
             closed: self.closed,
+            records,
         })
     }
 
@@ -370,6 +378,20 @@ impl Tls {
     pub fn partial_bytes(&self) -> usize {
         self.partial.len()
     }
+}
+
+/// The records that end in these bytes, which begin with one.
+fn whole_records(mut bytes: &[u8]) -> usize {
+    let mut records = 0;
+    while let Some((header, rest)) = bytes.split_at_checked(RECORD_HEADER_BYTES) {
+        let len = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        let Some(rest) = rest.get(len..) else {
+            break;
+        };
+        records += 1;
+        bytes = rest;
+    }
+    records
 }
 
 /// One state of rustls: its output appended, and how many input bytes are done with.

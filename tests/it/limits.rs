@@ -467,3 +467,64 @@ fn a_user_has_so_many_sessions_and_one_that_ends_or_is_replaced_makes_room() {
     enter("bot", 4, true).welcome();
     Raw::login(&server, "ben").send_accepted("ann", 1, b"undisturbed");
 }
+
+/// A frame that sends so many bytes.
+fn send_frame(tag: u64, n: u64, bytes: usize) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let send = v2::Send {
+        tag,
+        to: "ben".to_owned(),
+        n,
+        id: vec![7; 16],
+        body: vec![7; bytes],
+    };
+    iris_proto::wire::encode_client(&mut frame, ClientFrame::Send(send));
+    frame
+}
+
+/// R: B-7, A-5
+#[test]
+fn a_client_that_puts_a_byte_into_each_record_is_read_more_slowly_and_then_cut() {
+    let (_data, server) = start(&[]);
+    let mut ann = Raw::login(&server, "ann");
+    // One small frame in each record is nothing, and neither is a large one in many.
+    for n in 1..=2_000 {
+        ann.write_bytes(&send_frame(n, n, 1));
+    }
+    for chunk in send_frame(2_001, 2_001, 60_000).chunks(100) {
+        ann.write_bytes(chunk);
+    }
+    for tag in 1..=2_001 {
+        match ann.next() {
+            ServerFrame::Accepted(accepted) => assert_eq!(accepted.tag, tag),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(metric(&server, "iris_sessions_throttled_total"), 0);
+    let mut mallory = Raw::login(&server, "mallory");
+    for byte in send_frame(1, 1, 20_000) {
+        if !mallory.write_bytes_if_open(&[byte]) {
+            break;
+        }
+    }
+    assert_eq!(mallory.goodbye(), GoodbyeReason::BadFrame);
+    assert!(metric(&server, "iris_sessions_throttled_total") > 0);
+    assert_eq!(reason(&server, "iris_connections_cut_total", "records"), 1);
+    ann.send_accepted("ben", 2_002, b"undisturbed");
+}
+
+/// R: B-7, A-5
+#[test]
+fn a_stranger_who_puts_nothing_into_many_records_is_sent_away() {
+    let (_data, server) = start(&[]);
+    let mut stranger = Raw::connect(server.address, &server.identity());
+    stranger.shake_hands();
+    let hello = send_frame(1, 1, 8_000);
+    for byte in hello {
+        if !stranger.write_bytes_if_open(&[byte]) {
+            break;
+        }
+    }
+    assert_eq!(stranger.goodbye(), GoodbyeReason::BadFrame);
+    assert_eq!(reason(&server, "iris_connections_cut_total", "records"), 1);
+}

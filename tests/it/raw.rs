@@ -189,6 +189,12 @@ impl Raw {
         self.stream.flush().unwrap();
     }
 
+    /// The same to a switch that may have said Goodbye and closed; whether it had not.
+    pub fn write_bytes_if_open(&mut self, bytes: &[u8]) -> bool {
+        let written = self.stream.write_all(bytes);
+        written.and_then(|()| self.stream.flush()).is_ok()
+    }
+
     /// Writes past TLS, straight to the socket. The switch may have closed it.
     pub fn write_unsealed(&mut self, bytes: &[u8]) {
         let _ = self.stream.sock.write_all(bytes);

@@ -142,10 +142,11 @@ const OF_CORES_BY_REASON: &[Reasons] = &[
     },
     Reasons {
         name: "iris_connections_cut_total",
-        help: "Connections that were ended because the client was too slow: it did not read, or did not finish a frame.",
+        help: "Connections that were ended because the client was too slow, it did not read, or did not finish a frame; or sent records with next to nothing in them.",
         of: &[
             ("frame", |core| core.totals.frame_timeouts),
             ("read", |core| core.totals.write_timeouts),
+            ("records", |core| core.totals.cut_for_records),
         ],
     },
 ];

@@ -236,6 +236,7 @@ impl Core {
         connection.state = State::Closing;
         connection.incomplete_since = None;
         connection.backlog = Vec::new();
+        connection.sealed = Vec::new();
         if std::mem::take(&mut connection.stalled) {
             self.sockets.resume(connection.id); // to see the peer's end
         }

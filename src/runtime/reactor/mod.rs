@@ -60,7 +60,7 @@ pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
 use expiry::Alarms;
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
-use patience::{TALK_BURST, TALK_PER_S};
+use patience::{IDLE_RECORDS_BURST, IDLE_RECORDS_PER_S, RECORD_RESTS_MAX, TALK_BURST, TALK_PER_S};
 use revoking::Revoking;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
@@ -134,6 +134,9 @@ pub(super) struct Core {
     /// What users may still send; `None`: as much as they like.
     rates: Option<Buckets<UserHash>>,
     talk_rate: Rate,
+    /// Of records that bring nothing, and of rests for them.
+    idle_rate: Rate,
+    rest_rate: Rate,
     ladder: Ladder,
     /// Connections that count as strangers.
     strangers: usize,
@@ -207,6 +210,8 @@ impl Core {
             audit: parts.audit,
             admission: parts.admission,
             talk_rate: Rate::new(TALK_PER_S, 1, TALK_BURST).expect("more than none"),
+            idle_rate: Rate::new(IDLE_RECORDS_PER_S, 1, IDLE_RECORDS_BURST).expect("as above"),
+            rest_rate: Rate::new(1, 1, RECORD_RESTS_MAX).expect("as above"),
             ladder: Ladder::default(),
             strangers: 0,
             handshakes: VecDeque::new(),

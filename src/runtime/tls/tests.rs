@@ -314,3 +314,28 @@ proptest! {
         prop_assert!(plain.is_empty());
     }
 }
+
+/// R: B-7
+#[test]
+fn whole_records_are_counted_once_however_they_come() {
+    let (server, client) = configs();
+    let (mut server, mut client) = pair(&server, &client, 1 << 20);
+    let mut wire = Vec::new();
+    for _ in 0..10 {
+        client.seal(b"x", &mut wire).unwrap();
+    }
+    for piece in [1, 7, 23, 100, 1 << 20] {
+        let mut sealed = wire.clone();
+        let mut records = 0;
+        let mut plain = Vec::new();
+        for piece in sealed.chunks_mut(piece) {
+            let opened = server.open(piece, &mut plain, &mut Vec::new());
+            records += opened.unwrap().records;
+        }
+        assert_eq!((records, plain.len()), (10, 10), "pieces of {piece}");
+        wire.clear();
+        for _ in 0..10 {
+            client.seal(b"x", &mut wire).unwrap();
+        }
+    }
+}
