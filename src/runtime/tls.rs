@@ -47,8 +47,10 @@ pub const PARTIAL_BYTES_MAX: usize = RECORD_BYTES_MAX;
 const RECORD_OVERHEAD_BYTES: usize = 22;
 /// Room for a handshake or alert record before rustls says how much it needs.
 const CLOSE_BYTES: usize = 64;
-/// Session tickets per handshake: a client keeps one connection, so one is enough.
-const TICKETS: usize = 1;
+/// Session tickets per handshake. A client has one connection, but an attempt uses a ticket up as soon as it
+/// begins, and one that is refused before TLS is answered brings none: with one ticket the first refusal of
+/// a storm would cost it its resumption, and the switch a full handshake.
+const TICKETS: usize = 4;
 
 const _: () = {
     const fn movable<T: Send>() {}
@@ -528,7 +530,7 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// The server's TLS: TLS 1.3 only, ALPN `iris/2` required, one stateless session ticket. With `clients`
+/// The server's TLS: TLS 1.3 only, ALPN `iris/2` required, [`TICKETS`] stateless session tickets. With `clients`
 /// a peer must show a certificate of one of these authorities, or the handshake fails.
 pub fn server_config(
     certificate_pem: &[u8],

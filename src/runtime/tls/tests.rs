@@ -339,3 +339,19 @@ fn whole_records_are_counted_once_however_they_come() {
         }
     }
 }
+
+/// R
+#[test]
+fn attempts_that_are_refused_before_tls_do_not_cost_a_client_its_resumption() {
+    let (server, client) = configs();
+    drop(pair(&server, &client, 1 << 20));
+    for round in 0..3 {
+        for _ in 1..TICKETS {
+            let mut refused = Tls::client(Arc::clone(&client), name()).unwrap();
+            refused.start(&mut Vec::new()).unwrap(); // it begins, and nobody answers
+        }
+        let (server, client) = pair(&server, &client, 1 << 20);
+        assert_eq!(client.resumed(), Some(true), "round {round}");
+        assert_eq!(server.resumed(), Some(true), "round {round}");
+    }
+}
