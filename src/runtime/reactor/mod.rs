@@ -60,6 +60,7 @@ pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
 use expiry::Alarms;
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
+use outbound::PageIns;
 use patience::{IDLE_RECORDS_BURST, IDLE_RECORDS_PER_S, RECORD_RESTS_MAX, TALK_BURST, TALK_PER_S};
 use revoking::Revoking;
 
@@ -192,7 +193,7 @@ pub(super) struct Core {
     /// What all cores know of who has stopped.
     farewells: Arc<Farewells>,
     /// Page-ins under way, and those who wait for one of them to end.
-    populating: usize,
+    page_ins: PageIns,
     waiting_to_populate: Vec<SocketId>,
     totals: Totals,
 }
@@ -250,7 +251,7 @@ impl Core {
             next_gathering: now.monotonic,
             draining: None,
             farewells: parts.farewells,
-            populating: 0,
+            page_ins: PageIns::default(),
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
         }
@@ -349,7 +350,7 @@ impl Core {
 
     fn job_done(&mut self, job: u64, result: Result<(), i32>, buffers: Vec<Vec<u8>>) {
         match outbound::populated_for(job) {
-            Some(id) => self.populated(id, result),
+            Some((id, page_in)) => self.populated(id, page_in, result),
             None => self.lanes.synced(job, result, buffers, &self.now),
         }
     }
@@ -387,7 +388,7 @@ impl Core {
         }
         self.next_tick = self.now.monotonic + TICK;
         self.lanes.release_held(&self.now);
-        if self.populating == 0 {
+        if self.page_ins.turn() {
             self.lanes.unmap_removed();
         }
         while let Ok(control) = self.control.try_recv() {
