@@ -54,6 +54,8 @@ pub struct Totals {
     pub refused_full: u64,
     /// Connections closed because the core has as many strangers as it may.
     pub refused_handshakes: u64,
+    /// Connections closed because their address has as many strangers on the core as it may.
+    pub refused_crowd: u64,
     /// Connections closed because their address has as many as it may.
     pub refused_address: u64,
     /// Connections closed or sent away because the core was overloaded.

@@ -10,7 +10,7 @@ use iris_proto::v2::server_frame::Frame as ServerFrame;
 use iris_proto::v2::{self, GoodbyeReason, RejectCode};
 
 use super::admin::{get, sum};
-use super::harness::{Server, Setup, data_dir};
+use super::harness::{Server, Setup, all_cores, data_dir};
 use super::raw::{Hello, Raw};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -359,6 +359,32 @@ fn a_frame_that_comes_byte_by_byte_has_no_more_time_than_one_that_stops() {
     assert_eq!(ann.until_pong(), []);
 }
 
+/// R: B-7
+#[test]
+fn a_slow_upload_that_goes_on_is_not_cut_however_long_it_takes() {
+    let (_data, server) = start(&[("IRIS_LIMITS__FRAME_TIMEOUT_MS", "1000")]);
+    let mut ben = Raw::login(&server, "ben");
+    let frame = send_frame(7, 1, 6_000);
+    let began = Instant::now();
+    // 1,500 bytes a second, three times what is asked for, and four times as long as a frame that stops
+    // would have. Nothing is waited for but the time that the bytes take.
+    for piece in frame.chunks(150) {
+        ben.write_bytes(piece);
+        let said = ben.try_next_within(Duration::from_millis(100)).unwrap();
+        match said {
+            None => {}
+            Some(ServerFrame::Accepted(accepted)) if accepted.tag == 7 => break,
+            Some(other) => panic!("{other:?} after {:?}", began.elapsed()),
+        }
+    }
+    assert!(
+        began.elapsed() > Duration::from_secs(3),
+        "slower than the limit"
+    );
+    assert_eq!(reason(&server, "iris_connections_cut_total", "frame"), 0);
+    ben.send_accepted("ben", 2, b"it goes on");
+}
+
 /// R: B-7, B-8
 #[test]
 fn a_client_that_acknowledges_nothing_fills_its_inbox_and_no_memory_and_that_is_counted() {
@@ -466,6 +492,37 @@ fn a_user_has_so_many_sessions_and_one_that_ends_or_is_replaced_makes_room() {
     until("one has ended", || metric(&server, "iris_sessions") == 2);
     enter("bot", 4, true).welcome();
     Raw::login(&server, "ben").send_accepted("ann", 1, b"undisturbed");
+}
+
+/// R
+#[test]
+fn one_address_does_not_fill_the_room_of_strangers() {
+    let data = data_dir();
+    let setup = Setup {
+        cores: all_cores(1),
+        environment: vec![
+            ("IRIS_LIMITS__HANDSHAKES_PER_ADDRESS", "8".to_owned()),
+            ("IRIS_LIMITS__HELLO_TIMEOUT_MS", "60000".to_owned()),
+        ],
+        ..Setup::default()
+    };
+    let server = Server::start_with(data.path(), &setup);
+    let silent = || TcpStream::connect(server.address).unwrap();
+    let strangers: Vec<_> = (0..40).map(|_| silent()).collect();
+    let refused = || reason(&server, "iris_connections_refused_total", "crowd");
+    until("32 are sent away", || refused() == 32);
+    assert_eq!(metric(&server, "iris_strangers"), 8);
+    // Every address of 127.0.0.0/8 is this machine: from another one there is room.
+    let mut other = Raw::connect_from([127, 0, 0, 2].into(), server.address, &server.identity());
+    other.hello(&server.identity().token("ann"), &Hello::default());
+    other.welcome();
+    drop(strangers);
+    until("they are gone", || metric(&server, "iris_strangers") == 0);
+    // Who has logged in is no stranger any more.
+    let _sessions: Vec<_> = (0..10)
+        .map(|number| Raw::login(&server, &format!("user-{number}")))
+        .collect();
+    assert_eq!(refused(), 32);
 }
 
 /// A frame that sends so many bytes.

@@ -114,6 +114,7 @@ const OF_CORES_BY_REASON: &[Reasons] = &[
         help: "Connections that were closed before a handshake or sent away, by reason.",
         of: &[
             ("address", |core| core.totals.refused_address),
+            ("crowd", |core| core.totals.refused_crowd),
             ("draining", |core| core.totals.refused_draining),
             ("full", |core| core.totals.refused_full),
             ("handshakes", |core| core.totals.refused_handshakes),

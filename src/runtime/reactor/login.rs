@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Strangers have room of their own, `limits.handshakes_per_core`: however many come, they take no place
-//! of a session. What they cost a core in a turn is bounded: so many are let in and let go
+//! of a session; and one address has a part of it, `limits.handshakes_per_address`. What they cost a core in a turn is bounded: so many are let in and let go
 //! ([`ARRIVALS_PER_TURN`], [`DEPARTURES_PER_TURN`]), and one step of one handshake is done, when nothing
 //! else is to be done ([`HANDSHAKE_PAUSE_MAX`]). Whoever comes beyond it waits, with what it sent, for a
 //! later turn: so a storm takes the time that sessions leave.
@@ -100,6 +100,7 @@ impl Core {
         };
         self.totals.accepted += 1;
         self.strangers += 1;
+        self.crowds.enter(address);
         let id = self.sockets.adopt(socket);
         self.connections
             .insert(Box::new(Connection::greeting(id, tls, address, guest)));
@@ -119,6 +120,11 @@ impl Core {
             &mut self.totals.refused_handshakes
         } else if self.sockets.count() - self.strangers >= self.policy.connections_per_core_max {
             &mut self.totals.refused_full
+        } else if limits
+            .handshakes_per_address
+            .is_some_and(|max| self.crowds.of(address) >= max)
+        {
+            &mut self.totals.refused_crowd
         } else {
             let Some((address, max)) = address.zip(limits.connections_per_address) else {
                 return Some(None);
@@ -207,6 +213,7 @@ impl Core {
     pub(super) fn no_stranger(&mut self, connection: &mut Connection) {
         if std::mem::take(&mut connection.is_stranger) {
             self.strangers -= 1;
+            self.crowds.leave(connection.address);
         }
     }
 

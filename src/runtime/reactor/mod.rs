@@ -39,7 +39,7 @@ use hashbrown::HashMap;
 use iris_proto::id::SendEpoch;
 use iris_proto::v2::GoodbyeReason;
 
-use super::admission::Admission;
+use super::admission::{Admission, Crowds};
 use super::audit::Queue;
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
@@ -141,6 +141,8 @@ pub(super) struct Core {
     ladder: Ladder,
     /// Connections that count as strangers.
     strangers: usize,
+    /// Them by their addresses.
+    crowds: Crowds,
     /// Handshakes that wait for a turn with time for them.
     handshakes: VecDeque<SocketId>,
     /// One of them is done from then on, whatever else there is to do.
@@ -215,6 +217,7 @@ impl Core {
             rest_rate: Rate::new(1, 1, RECORD_RESTS_MAX).expect("as above"),
             ladder: Ladder::default(),
             strangers: 0,
+            crowds: Crowds::default(),
             handshakes: VecDeque::new(),
             next_handshake: now.monotonic,
             arrivals: VecDeque::new(),
