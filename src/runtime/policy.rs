@@ -25,7 +25,9 @@ use rustls::pki_types::CertificateDer;
 use super::admission::FailureRates;
 use super::certificate::{Validity, Watch};
 use super::start::Running;
-use super::tls::{TlsConfigError, certificates, server_config};
+use super::tls::{
+    HANDSHAKE_BYTES_MAX, PARTIAL_BYTES_MAX, TlsConfigError, certificates, server_config,
+};
 use crate::audit::{Event, short};
 use crate::auth::Keyring;
 use crate::config::{self, Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded, read_secret};
@@ -46,6 +48,8 @@ pub enum PolicyError {
 pub struct Policy {
     /// Certificate and protocol.
     pub tls: Arc<ServerConfig>,
+    /// Bytes that are kept of a handshake: certificates of clients take more.
+    pub handshake_bytes_max: usize,
     /// The keys that tokens are verified with.
     pub keyring: Keyring,
     /// How long a stranger may take to say a valid Hello.
@@ -143,8 +147,13 @@ impl Policy {
                 one.why
             );
         }
+        let handshake_bytes_max = match client_authorities {
+            None => HANDSHAKE_BYTES_MAX,
+            Some(_) => PARTIAL_BYTES_MAX,
+        };
         Ok(Self {
             tls,
+            handshake_bytes_max,
             keyring,
             hello_timeout: Duration::from_millis(config.limits.hello_timeout_ms),
             connections_per_core_max: usize::try_from(config.limits.connections_per_core)

@@ -43,6 +43,9 @@ pub const RECORD_BYTES_MAX: usize = RECORD_HEADER_BYTES + RECORD_PLAIN_BYTES_MAX
 /// Bytes kept of what is not complete. A handshake message that needs more, over several records,
 /// is refused: ours are below 4 KiB.
 pub const PARTIAL_BYTES_MAX: usize = RECORD_BYTES_MAX;
+/// The same in a handshake with a client that shows no certificate: a ClientHello with two key exchanges and
+/// a ticket has some 2 KiB.
+pub const HANDSHAKE_BYTES_MAX: usize = 4 * 1024;
 /// What a record of ours adds to its plaintext: header 5, content type 1, tag 16.
 const RECORD_OVERHEAD_BYTES: usize = 22;
 /// Room for a handshake or alert record before rustls says how much it needs.
@@ -68,7 +71,7 @@ pub enum TlsError {
     #[error("the peer did not agree on the protocol iris/2 by ALPN; it must offer it")]
     NoAlpn,
     /// A handshake message that is larger than anything useful.
-    #[error("the peer sent a handshake message of more than {PARTIAL_BYTES_MAX} bytes")]
+    #[error("the peer sent a handshake message that is larger than any that is needed")]
     HandshakeTooLarge,
     /// Sealing before the handshake is done or after the connection was closed.
     #[error("TLS cannot send application data in this state; wait for the handshake, or reconnect")]
@@ -124,6 +127,8 @@ pub struct Tls {
     side: Box<Side>,
     /// The beginning of an incomplete record, or of a handshake message over several records.
     partial: Vec<u8>,
+    /// Bytes that are kept of it before the handshake is done.
+    handshake_bytes_max: usize,
     agreed: bool,
     closed: bool,
     failed: bool,
@@ -168,10 +173,16 @@ impl Tls {
         Tls {
             side: Box::new(side),
             partial: Vec::new(),
+            handshake_bytes_max: PARTIAL_BYTES_MAX,
             agreed,
             closed,
             failed,
         }
+    }
+
+    /// Keeps no more than so many bytes of what is not complete before the handshake is done.
+    pub fn bound_handshake(&mut self, bytes: usize) {
+        self.handshake_bytes_max = bytes.min(PARTIAL_BYTES_MAX);
     }
 
     /// Appends the first handshake record. For the client side, once.
@@ -227,7 +238,11 @@ impl Tls {
 
     /// What must hold after each step: bounded memory, and the right protocol.
     fn check(&mut self, wire: &mut Vec<u8>) -> Result<(), TlsError> {
-        if self.partial.len() > PARTIAL_BYTES_MAX {
+        let max = match self.is_handshaking() {
+            true => self.handshake_bytes_max,
+            false => PARTIAL_BYTES_MAX,
+        };
+        if self.partial.len() > max {
             return Err(TlsError::HandshakeTooLarge);
         }
         if !self.agreed && !self.is_handshaking() {

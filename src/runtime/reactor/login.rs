@@ -47,8 +47,9 @@ pub const ARRIVALS_MAX: usize = 4_096;
 pub const DEPARTURES_PER_TURN: usize = 8;
 /// How long a stranger may take to log in when others want his room.
 pub const PATIENCE_WHEN_FULL: Duration = Duration::from_secs(1);
-/// Bytes of a stranger that wait for his turn. More: he is cut, if he was not answered yet; what comes
-/// right behind a Hello is not held back, the step is done at once.
+/// Bytes of a stranger that wait for his turn, once he was answered; of others it is what a handshake may
+/// take. More: he is cut, if he was not answered yet; what comes right behind a Hello is not held back, the
+/// step is done at once.
 const WAITING_BYTES_MAX: usize = PARTIAL_BYTES_MAX;
 /// Clients that find a core full come back within so many milliseconds, spread by jitter.
 pub const FULL_RETRY_MS: u64 = 10_000;
@@ -91,13 +92,14 @@ impl Core {
         let Some(guest) = self.admit(address) else {
             return;
         };
-        let tls = match Tls::server(self.policy.tls.clone()) {
+        let mut tls = match Tls::server(self.policy.tls.clone()) {
             Ok(tls) => tls,
             Err(error) => {
                 tracing::error!(core = self.id.0, %error, "no TLS session could be made");
                 return;
             }
         };
+        tls.bound_handshake(self.policy.handshake_bytes_max);
         self.totals.accepted += 1;
         self.strangers += 1;
         self.crowds.enter(address);
@@ -164,7 +166,11 @@ impl Core {
 
     /// Keeps what a stranger sent until a turn has time for his handshake. False: it is too much.
     pub(super) fn wait_for_handshake(&mut self, connection: &mut Connection, data: &[u8]) -> bool {
-        if connection.backlog.len() + data.len() > WAITING_BYTES_MAX {
+        let max = match connection.answered {
+            false => self.policy.handshake_bytes_max,
+            true => WAITING_BYTES_MAX,
+        };
+        if connection.backlog.len() + data.len() > max {
             return false;
         }
         connection.backlog.extend_from_slice(data);
