@@ -260,10 +260,10 @@ impl Writer {
         let is_paused = self.pause_until.is_some_and(|until| now.monotonic < until);
         if is_paused && !is_last {
             self.lose();
-        } else if !self.pending.is_empty() || self.lost > 0 {
-            if let Err(error) = self.write(now) {
-                self.failed(&error, now);
-            }
+        } else if (!self.pending.is_empty() || self.lost > 0)
+            && let Err(error) = self.write(now)
+        {
+            self.failed(&error, now);
         }
         let since = self.unsynced_since;
         if since.is_some_and(|since| is_last || now.monotonic >= since + SYNC_EVERY)
