@@ -22,6 +22,8 @@ pub(super) struct Facts {
     pub address: SocketAddr,
     /// What the audit log has taken and lost.
     pub audit: Arc<Counts>,
+    /// What it is called among others: its host's name and its port.
+    pub node: String,
 }
 
 impl Facts {
@@ -31,7 +33,17 @@ impl Facts {
             pid: std::process::id(),
             address,
             audit,
+            node: format!("{}:{}", host_name(), address.port()),
         }
+    }
+}
+
+/// The name that the kernel knows the machine by.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "localhost".to_owned(),
+        name => name.to_owned(),
     }
 }
 

@@ -24,6 +24,7 @@ mod hooks;
 mod inbound;
 mod lanes;
 mod login;
+mod measuring;
 mod outbound;
 mod patience;
 mod report;
@@ -48,6 +49,7 @@ use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
 use crate::auth::Revocations;
 use crate::limit::{Buckets, Ladder, Rate, Shed};
+use crate::measure::Histograms;
 use crate::placement::{CoreId, LogId, Placement, ShardId, UserHash};
 use crate::ring::Sleeper;
 use crate::shard::user::UserSlot;
@@ -59,6 +61,7 @@ pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
 use expiry::Alarms;
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
+use measuring::Measuring;
 use outbound::PageIns;
 use patience::{IDLE_RECORDS_BURST, IDLE_RECORDS_PER_S, RECORD_RESTS_MAX, TALK_BURST, TALK_PER_S};
 use revoking::Revoking;
@@ -81,6 +84,16 @@ pub const CLOSING_MAX: Duration = Duration::from_secs(2);
 pub enum Control {
     /// Say how you are, in the next tick. The answer is not waited for: one that finds no room is lost.
     Report(Sender<CoreReport>),
+    /// Say how long things took, in the next tick.
+    Histograms {
+        /// What is filled, and handed back; with `reset` what has been filled is handed over, and this takes
+        /// its place.
+        empty: Box<Histograms>,
+        /// Whether to begin anew.
+        reset: bool,
+        /// Not waited for, as with `Report`.
+        reply: Sender<Box<Histograms>>,
+    },
     /// From now on this certificate, these keys and these limits hold. Whoever is here stays.
     Adopt {
         /// What replaces the one before.
@@ -199,6 +212,7 @@ pub(super) struct Core {
     page_ins: PageIns,
     waiting_to_populate: Vec<SocketId>,
     totals: Totals,
+    measuring: Measuring,
 }
 
 impl Core {
@@ -259,6 +273,7 @@ impl Core {
             page_ins: PageIns::default(),
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
+            measuring: Measuring::new(now.unix_ms),
         }
     }
 
@@ -300,10 +315,10 @@ impl Core {
         self.tick();
         self.sweep();
         let more_input = self.sockets.has_work();
-        self.lanes.poll(&self.now, more_input, &mut self.sockets);
+        self.poll_lanes(more_input);
         self.carry_out();
         self.send_dirty();
-        self.mesh.publish();
+        self.publish();
         self.is_drained()
     }
 
@@ -336,7 +351,10 @@ impl Core {
                     let error = std::io::Error::from_raw_os_error(errno);
                     tracing::warn!(core = self.id.0, %error, "a connection could not be accepted; accepting goes on after a pause");
                 }
-                Event::Received { id, buffer } => self.received(id, buffer),
+                Event::Received { id, buffer } => {
+                    self.now.touch();
+                    self.received(id, buffer);
+                }
                 Event::Ended { id, reason } => self.ended(id, reason),
                 Event::Sent { id, buffer, result } => self.sent(id, buffer, result),
                 Event::Detached { id, socket } => self.detached(id, socket),
@@ -356,7 +374,11 @@ impl Core {
     fn job_done(&mut self, job: u64, result: Result<(), i32>, buffers: Vec<Vec<u8>>) {
         match outbound::populated_for(job) {
             Some((id, page_in)) => self.populated(id, page_in, result),
-            None => self.lanes.synced(job, result, buffers, &self.now),
+            None => {
+                self.now.touch();
+                let set = &mut self.measuring.set;
+                self.lanes.synced(job, result, buffers, &mut self.now, set);
+            }
         }
     }
 
@@ -373,11 +395,14 @@ impl Core {
         let mut mail = Vec::new();
         self.mesh.receive(|from, parcel| mail.push((from, parcel)));
         let has_come = !mail.is_empty();
+        if has_come {
+            self.now.touch();
+        }
         for (from, parcel) in mail {
             match parcel {
-                Parcel::Messages(parcel) => {
-                    self.read_parcel(&parcel);
-                    self.mesh.give_back(from, parcel);
+                Parcel::Messages { bytes, published } => {
+                    self.read_parcel(&bytes, published);
+                    self.mesh.give_back(from, bytes);
                 }
                 Parcel::Connection(handoff) => self.entered(*handoff),
                 Parcel::Empty(_) => {}
@@ -392,7 +417,8 @@ impl Core {
             return;
         }
         self.next_tick = self.now.monotonic + TICK;
-        self.lanes.release_held(&self.now);
+        let set = &mut self.measuring.set;
+        self.lanes.release_held(&mut self.now, set);
         if self.page_ins.turn() {
             self.lanes.unmap_removed();
         }
@@ -404,6 +430,13 @@ impl Core {
                     let _ = taken.try_send(()); // who sent it may have given up waiting
                 }
                 Control::Revoke { list, taken } => self.revoke(list, taken),
+                Control::Histograms {
+                    empty,
+                    reset,
+                    reply,
+                } => {
+                    let _ = reply.try_send(self.hand_over_histograms(empty, reset));
+                }
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }

@@ -18,6 +18,7 @@ use iris_proto::wire::{self, EntryRef};
 
 use super::Core;
 use super::connection::{Connection, Live, State};
+use crate::measure::Waits;
 use crate::placement::ShardId;
 use crate::runtime::stream::{SOCKETS_MAX, SocketId};
 use crate::session::Next;
@@ -165,11 +166,12 @@ impl Core {
             self.retry_later(connection);
         }
         let id = connection.id;
+        let mut entries = Waits::default();
         let mut damaged = false;
         if let State::Live(live) = &mut connection.state
             && connection.populating.is_none()
         {
-            match self.pull(id, live, &mut plain) {
+            match self.pull(id, live, &mut plain, &mut entries) {
                 Pulled::All | Pulled::More => {} // Sent marks it dirty again
                 Pulled::Waits(position) => connection.populating = Some((live.shard, position)),
                 Pulled::Damaged => damaged = true,
@@ -180,6 +182,7 @@ impl Core {
             plain.append(&mut connection.out);
         }
         let is_sound = self.seal_and_send(connection, &plain);
+        self.note_written(connection, entries);
         self.plain = plain;
         is_sound
     }
@@ -216,7 +219,13 @@ impl Core {
     }
 
     /// Appends the frames of what a session is owed, as much as fits into one send.
-    fn pull(&mut self, id: SocketId, live: &mut Live, plain: &mut Vec<u8>) -> Pulled {
+    fn pull(
+        &mut self,
+        id: SocketId,
+        live: &mut Live,
+        plain: &mut Vec<u8>,
+        entries: &mut Waits,
+    ) -> Pulled {
         let Some(user) = live.user else {
             return Pulled::All;
         };
@@ -277,6 +286,9 @@ impl Core {
             match self.encode_entry(shard, position, (user, seq), tag, plain) {
                 Some(bytes) => {
                     self.totals.entries += 1;
+                    if tag == 0 {
+                        self.note_pushed(live, position, entries);
+                    }
                     live.session.went(next, bytes);
                 }
                 None => return Pulled::Damaged,
