@@ -269,17 +269,7 @@ impl Core {
                 live.session.skipped(next, last);
                 continue;
             };
-            let log = self.lanes.files_mut(shard);
-            if let Some((address, bytes)) = log.cold_range(position, ENTRY_SPAN_BYTES) {
-                if self.page_ins.are_full() {
-                    self.waiting_to_populate.push(id);
-                    return Pulled::Waits(position);
-                }
-                let job = populate_job(id, self.page_ins.begin());
-                // SAFETY: the range lies in a map of this core's log. What is removed is unmapped when the
-                // page-ins have ended that began before (`PageIns`), and the rest when the log is dropped,
-                // which is after `sockets` has drained its jobs.
-                unsafe { self.sockets.populate(job, address, bytes) };
+            if self.page_in(id, shard, position) {
                 return Pulled::Waits(position);
             }
             let user = live.session.identity.user.as_str();
@@ -295,6 +285,25 @@ impl Core {
             }
         }
         Pulled::All
+    }
+
+    /// Whether the pages behind a position are not in memory; then they are on their way, or it is waited
+    /// for room to begin with them.
+    fn page_in(&mut self, id: SocketId, shard: ShardId, position: u64) -> bool {
+        let log = self.lanes.files_mut(shard);
+        let Some((address, bytes)) = log.cold_range(position, ENTRY_SPAN_BYTES) else {
+            return false;
+        };
+        if self.page_ins.are_full() {
+            self.waiting_to_populate.push(id);
+            return true;
+        }
+        let job = populate_job(id, self.page_ins.begin());
+        // SAFETY: the range lies in a map of this core's log. What is removed is unmapped when the
+        // page-ins have ended that began before (`PageIns`), and the rest when the log is dropped,
+        // which is after `sockets` has drained its jobs.
+        unsafe { self.sockets.populate(job, address, bytes) };
+        true
     }
 
     /// Appends one entry's frame from where the entry lies in the log; its body's bytes. `None` when
