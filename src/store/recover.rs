@@ -42,8 +42,17 @@ pub struct Found<'a> {
     pub checkpoints: &'a [(u64, &'a [u8])],
     /// Number and bytes of each segment, in order; spares too.
     pub segments: &'a [(u64, &'a [u8])],
-    /// Position up to which the log was durable at the last orderly stop.
+    /// What is known of it from elsewhere.
+    pub known: Known,
+}
+
+/// What the superblock knows of a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Position up to which it was durable at the last orderly stop; 0: nothing is known.
     pub durable_lsn: u64,
+    /// Position behind the newest segment that was made, see [`Origin::made`].
+    pub made_lsn: u64,
 }
 
 /// Bytes that must be zeroed before the log goes on.
@@ -204,7 +213,8 @@ pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError
         identity: setup.identity,
         lsn: beginning.lsn,
         prev_crc: beginning.prev_crc,
-        durable: found.durable_lsn,
+        durable: found.known.durable_lsn,
+        made: found.known.made_lsn,
     };
     let first = setup.size.index_of(beginning.lsn);
     let start = found.segments.partition_point(|(index, _)| *index < first);

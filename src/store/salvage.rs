@@ -80,7 +80,8 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
         identity: setup.identity,
         lsn,
         prev_crc,
-        durable: found.durable_lsn,
+        durable: found.known.durable_lsn,
+        made: found.known.made_lsn,
     };
     let first = setup.size.index_of(lsn);
     let start = found.segments.partition_point(|(index, _)| *index < first);

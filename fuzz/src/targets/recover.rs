@@ -16,7 +16,7 @@ use crate::measure::measured;
 use crate::placement::ShardId;
 use crate::shard::command::{Command, decode};
 use crate::store::Setup;
-use crate::store::recover::{Found, RecoverError, Recovered, recover, shards_of_log};
+use crate::store::recover::{Found, Known, RecoverError, Recovered, recover, shards_of_log};
 
 /// See the module's text.
 pub const RECOVER: Target = Target {
@@ -82,7 +82,10 @@ fn run(files: &Files) -> Result<Recovered, RecoverError> {
     let found = Found {
         checkpoints: &checkpoints,
         segments: &segments,
-        durable_lsn: files.input.origin.durable,
+        known: Known {
+            durable_lsn: files.input.origin.durable,
+            made_lsn: files.input.origin.made,
+        },
     };
     let lengths = checkpoints
         .iter()

@@ -105,6 +105,12 @@ pub fn input(data: &[u8]) -> Option<Input> {
             true => size().first_lsn(first).saturating_add(b as u64 * 64),
             false => 0,
         },
+        made: match flags & 8 != 0 {
+            true => size()
+                .first_lsn(first)
+                .saturating_add(b as u64 % 4 * size().bytes()),
+            false => 0,
+        },
     };
     let segments = places.into_iter().map(|(index, place)| {
         let packed = &data[place];

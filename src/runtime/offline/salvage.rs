@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::log::SegmentSize;
 use crate::shard::ShardConfig;
+use crate::store::recover::Known;
 use crate::store::salvage::{Certainty, Salvaged, salvage};
 
 use super::super::storage::{
@@ -188,8 +189,8 @@ fn judge(data: &Path, super_block: &SuperBlock, log: u32) -> Result<Found, LogEr
     // What was accepted is judged, and nothing new is: no limit and no retention plays a part.
     let setup = super_block.setup(log, ShardConfig::default(), Upkeep::default());
     let mapped = Mapped::open(data, log, setup.size, false)?;
-    let durable = super_block.durable_lsn[log as usize];
-    let salvaged = mapped.found(durable, |found| salvage(&setup, found));
+    let known = Known::of(super_block, log);
+    let salvaged = mapped.found(known, |found| salvage(&setup, found));
     Ok(salvaged.map_err(|error| error.to_string()))
 }
 

@@ -1,6 +1,7 @@
 //! Data directories and logs on real files, flushed with blocking calls.
 
 mod logs;
+mod lost_ends;
 mod power_loss;
 mod upkeep;
 
@@ -40,7 +41,7 @@ fn flip(path: &Path, at: usize) {
 fn a_dropped_directory_can_be_opened_again_while_a_child_still_shares_its_lock_file() {
     let temp = tempfile::tempdir().unwrap();
     let data_dir = open(temp.path());
-    let _shared = data_dir.lock.try_clone().unwrap();
+    let _shared = data_dir.held().lock.try_clone().unwrap();
     drop(data_dir);
     open(temp.path());
 }
