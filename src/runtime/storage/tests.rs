@@ -3,6 +3,7 @@
 mod logs;
 mod lost_ends;
 mod power_loss;
+mod salvaged;
 mod upkeep;
 
 use std::fs;

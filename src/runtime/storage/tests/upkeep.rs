@@ -95,7 +95,7 @@ fn a_checkpoint_left_unfinished_by_a_killed_process_is_none_and_gives_way_to_the
 }
 
 /// Four checkpoints as they were written, one after the other, of which the last two are kept.
-fn four_checkpoints(rig: &mut Rig, path: &Path) -> Vec<(Vec<u8>, PathBuf)> {
+pub(super) fn four_checkpoints(rig: &mut Rig, path: &Path) -> Vec<(Vec<u8>, PathBuf)> {
     let mut written = Vec::new();
     for n in 1..=4 {
         rig.send(0, n, 0);
