@@ -485,7 +485,11 @@ fn lock(directory: &Path) -> Result<File, DataDirError> {
         .open(&path)
         .map_err(failed("open", &path))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            // What its last holder wrote is not true of this one, which has no address yet.
+            file.set_len(0).map_err(failed("write", &path))?;
+            Ok(file)
+        }
         Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
         Err(TryLockError::WouldBlock) => Err(locked(directory, &mut file)),
     }

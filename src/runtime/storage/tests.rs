@@ -224,6 +224,19 @@ fn a_log_whose_directory_is_gone_is_not_taken_for_a_new_one() {
     assert!(matches!(opened, Err(DataDirError::LogMissing { .. })));
 }
 
+/// R: D-3. Whoever is refused meanwhile reads that the address is not known, and not that of another process.
+#[test]
+fn a_lock_that_was_just_taken_says_nothing_of_its_last_holder() {
+    let temp = tempfile::tempdir().unwrap();
+    drop(open(temp.path()));
+    fs::write(temp.path().join("LOCK"), "pid=1\naddr=192.0.2.1:7447\n").unwrap();
+    for name in ["SUPER.a", "SUPER.b"] {
+        fs::write(temp.path().join(name), "so that the start ends here").unwrap();
+    }
+    DataDir::open(temp.path(), &FORMAT).unwrap_err();
+    assert_eq!(fs::read(temp.path().join("LOCK")).unwrap(), b"");
+}
+
 /// R: D-2
 #[test]
 fn what_is_noted_of_a_logs_end_stays_and_never_goes_back() {
