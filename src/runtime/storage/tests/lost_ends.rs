@@ -3,6 +3,8 @@
 use super::super::super_block::SUPER_NAMES;
 use super::logs::Rig;
 use super::*;
+use crate::runtime::offline::backup::backup;
+use crate::runtime::offline::restore::restore;
 
 /// What a killed process leaves that has written into its second segment: its data directory, and how
 /// many messages were accepted.
@@ -140,4 +142,33 @@ fn a_spare_is_noted_on_the_disk_before_anything_can_be_written_to_it() {
         assert!(made() >= (newest + 1) * SEGMENT_BYTES, "message {n}");
     }
     assert!(rig.end() > 2 * SEGMENT_BYTES, "it goes on to new segments");
+}
+
+/// R: D-2, D-6. Spares are not copied, and that is no loss.
+#[test]
+fn a_backup_of_a_log_that_lost_its_end_is_refused_and_one_of_a_whole_log_can_be_restored() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path().join("data");
+    let sent = killed_in_the_second_segment(&data);
+    let (copy, again) = (temp.path().join("copy"), temp.path().join("again"));
+    backup(&data, &copy).unwrap();
+    restore(&copy, &again).unwrap();
+    let rig = Rig::open(&open(&again)).unwrap();
+    assert_eq!((rig.damaged(), rig.head(0)), (vec![], sent));
+    let file = segment(&data, 1);
+    let image = fs::read(&file).unwrap();
+    fs::write(&file, &image[..image.len() - 1]).unwrap();
+    let refused = |to| {
+        backup(&data, &temp.path().join(to))
+            .unwrap_err()
+            .to_string()
+    };
+    let told = refused("short");
+    assert!(told.contains("is damaged at byte 2097151"), "{told}");
+    for path in segments(&data).split_off(1) {
+        fs::remove_file(path).unwrap();
+    }
+    let told = refused("gone");
+    let named = format!("{} is damaged at byte 0", file.display());
+    assert!(told.contains(&named), "{told}");
 }
