@@ -247,7 +247,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let torn = headless.last().len() - 48;
     headless.last().truncate(torn);
     let (lsn, prev_crc) = plain.place_behind();
-    let before = files(&packed(None, &pack(0, 0, 0, 0, &plain.segments))).expect("long enough");
+    let before = files(&packed(None, &pack(0, 16, 0, 0, &plain.segments))).expect("long enough");
     let recovered = run(&before).expect("a good log");
     let header = CheckpointHeader {
         identity: IDENTITY,
