@@ -145,9 +145,8 @@ impl Jobs {
                 if !planted::is(Bug::SegmentDirSync) {
                     steps.push_back(Step::SyncDirectory(name));
                 }
-                if !planted::is(Bug::SegmentUnnoted) {
-                    steps.push_back(Step::Note(self.size.first_lsn(segment + 1)));
-                }
+                let note = Step::Note(self.size.first_lsn(segment + 1));
+                steps.extend((!planted::is(Bug::SegmentUnnoted)).then_some(note));
                 Purpose::Spare(segment)
             }
             Io::RemoveSegment { segment } => {
