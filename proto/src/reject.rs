@@ -126,7 +126,8 @@ impl GoodbyeReason {
             Self::Normal => "the session was ended in good order",
             Self::Revoked => "the token was revoked; get a new one",
             Self::Unavailable => {
-                "the user's data is damaged and not served now; connect again later"
+                "the user's data is damaged and not served now; \
+                 whoever runs the switch has to act (`iris status`), connect again later"
             }
         }
     }

@@ -104,6 +104,12 @@ pub(super) fn populated_for(job: u64) -> Option<(SocketId, PageIn)> {
     (job & POPULATE_JOB != 0).then_some((id, page_in))
 }
 
+/// Whether a page-in that failed so means that the bytes are not there (madvise(2): EFAULT stands for a
+/// SIGBUS at access, which is what a read behind a file's end or a failed read gives).
+const fn is_damage(errno: i32) -> bool {
+    matches!(errno, libc::EFAULT | libc::EIO | libc::EHWPOISON)
+}
+
 /// What a client is told of entries whose messages were set aside.
 fn lost(first: Seq, last: Seq, fetch_tag: u64) -> v2::Gap {
     v2::Gap {
@@ -345,9 +351,7 @@ impl Core {
     pub(super) fn populated(&mut self, id: SocketId, page_in: PageIn, result: Result<(), i32>) {
         self.page_ins.end(page_in);
         if let Err(errno) = result {
-            let error = std::io::Error::from_raw_os_error(errno);
-            tracing::error!(core = self.id.0, %error, "log pages could not be read; the session ends");
-            self.say_goodbye(id, GoodbyeReason::Internal, 0);
+            self.not_populated(id, errno);
         }
         if result.is_ok()
             && let Some(connection) = self.connections.get(id)
@@ -362,6 +366,24 @@ impl Core {
         for waiting in std::mem::take(&mut self.waiting_to_populate) {
             self.pull_again(waiting);
         }
+    }
+
+    /// The pages of an entry cannot be had. Where the file ends before them, or the disk or the memory has
+    /// them no more, that is damage as much as a bit that turned.
+    fn not_populated(&mut self, id: SocketId, errno: i32) {
+        let error = std::io::Error::from_raw_os_error(errno);
+        let connection = self.connections.get(id);
+        let place = connection.and_then(|connection| connection.populating);
+        match place.filter(|_| is_damage(errno)) {
+            Some((shard, position)) => {
+                tracing::error!(shard = shard.0, lsn = position, %error, "a part of the log cannot be read, its file ends too early or its disk fails, and an entry was not delivered; stop the switch, look with `iris log verify`, then restore a backup or set it aside with `iris log salvage`");
+                self.lanes.met_damage(shard);
+            }
+            None => {
+                tracing::error!(core = self.id.0, %error, "log pages could not be read; the session ends");
+            }
+        }
+        self.say_goodbye(id, GoodbyeReason::Internal, 0);
     }
 
     /// Lets a connection pull again that waited for pages.
