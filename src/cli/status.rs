@@ -149,6 +149,7 @@ mod tests {
             version: "1.2.3".to_owned(),
             pid: 7,
             address: "127.0.0.1:7447".parse().unwrap(),
+            admin: None,
             ready: true,
             reasons: Vec::new(),
             notes: Vec::new(),

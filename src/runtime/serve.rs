@@ -59,10 +59,13 @@ pub fn serve(
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|source| ServeError::Signals { source })?;
     let prepared = preflight::run(&config)?;
     let options = options(&config, prepared.cores)?;
+    let token = config.admin_token().map_err(PolicyError::from)?;
+    let tcp = config.admin.as_ref().map(|admin| admin.listen).zip(token);
+    let described = config.to_string();
     let mut reloading = Reloading::new(config, Arc::clone(&options.policy), reread);
     let mut running = start(options)?;
     running.publish_address()?;
-    if let Err(error) = running.open_admin() {
+    if let Err(error) = running.open_admin(tcp, described) {
         tracing::warn!(%error, "no admin socket: the switch serves, but cannot be asked how it is");
     }
     tracing::info!(address = %running.address(), "ready");

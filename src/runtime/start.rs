@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
-use super::admin::{Admin, AdminError, Line, RevokeLine, Revoker};
+use super::admin::{Admin, AdminError, Line, Opening, RevokeLine, Revoker};
 use super::admission::Admission;
 use super::audit::{Audit, AuditError, Queue};
 use super::clock::Clock;
@@ -158,13 +159,19 @@ impl Running {
         self.data.publish_address(&self.address.to_string())
     }
 
-    /// Opens the admin socket in the data directory, until the node has ended.
-    pub fn open_admin(&mut self) -> Result<(), AdminError> {
+    /// Opens the admin socket in the data directory, until the node has ended; and with an address and a
+    /// token that port, too. `config` is what it shows as its configuration.
+    pub fn open_admin(
+        &mut self,
+        tcp: Option<(SocketAddr, Zeroizing<Vec<u8>>)>,
+        config: String,
+    ) -> Result<(), AdminError> {
         let lines = self.control.iter().map(|order| {
             let doorbell = order.doorbell.clone();
             Line::new(order.control.clone(), move || doorbell.ring())
         });
         let lines = lines.collect();
+        let address = self.address;
         let revoking = self.control.iter().map(|order| {
             let doorbell = order.doorbell.clone();
             RevokeLine::new(order.control.clone(), move || doorbell.ring())
@@ -174,9 +181,22 @@ impl Running {
             return Ok(()); // it has been opened
         };
         let revoker = Revoker::new(file, list, revoking.collect(), queue);
-        let path = self.data.path();
-        self.admin = Some(Admin::open(path, self.address, lines, revoker)?);
+        let opening = Opening {
+            address,
+            lines,
+            revoker,
+            tcp,
+            config,
+        };
+        self.admin = Some(Admin::open(self.data.path(), opening)?);
         Ok(())
+    }
+
+    /// The configuration was read anew and taken.
+    pub fn reconfigured(&self, config: String) {
+        if let Some(admin) = &self.admin {
+            admin.reconfigured(config);
+        }
     }
 
     /// Notes something in the audit log.

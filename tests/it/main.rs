@@ -6,6 +6,7 @@
 )]
 
 mod admin;
+mod admin_port;
 mod audit;
 mod bench;
 mod certificates;

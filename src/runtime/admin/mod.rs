@@ -1,9 +1,10 @@
 //! The admin socket: what a switch says of itself to whoever runs it.
 //!
 //! ```text
-//!   curl, probe, `iris status` ──HTTP/1.1──▶ <data>/admin.sock ─▶ one thread, tokio and hyper
-//!                                                                  │ routes ─▶ asker, revoker
-//!   every core, in its next tick ◀── Control, doorbell ────────────┘
+//!   curl, probe, `iris top` ──HTTP/1.1──▶ <data>/admin.sock ─┐
+//!   Prometheus, browser ──HTTP, token──▶ 127.0.0.1:PORT ─────┴▶ one thread, tokio and hyper
+//!                                                                │ routes ─▶ asker, revoker
+//!   every core, in its next tick ◀── Control, doorbell ──────────┘
 //! ```
 //!
 //! One ordinary thread, pinned to no processor, at work only while somebody asks. **It never holds up a
@@ -15,19 +16,25 @@
 //! lives there, so a file left by a killed process is replaced; an orderly stop removes it, before the
 //! lock is given back.
 //!
-//! Without the socket the switch serves all the same: a file system that has no sockets, or no room, is
-//! no reason to turn users away. It is logged.
+//! The TCP port is there if `[admin]` says so, on loopback. Every user of the machine can reach it, so it
+//! asks for a token, says nothing but whether the switch lives to who has none, and takes no orders from
+//! anybody. It has connections of its own: a crowd there does not keep the socket's owner waiting.
+//!
+//! Without the socket, or the port, the switch serves all the same: a file system that has no sockets, or
+//! no room, is no reason to turn users away. It is logged.
 //!
 //! Strangers' bytes are parsed by hyper, with the bounds below. A panic here would end the process like
 //! any other, so nothing is asserted about what comes in.
 
 mod asker;
+mod inboxes;
 mod io;
 mod metrics;
 mod readiness;
 mod revoker;
 mod routes;
 pub mod socket;
+mod tcp;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -38,17 +45,23 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use thiserror::Error;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use zeroize::Zeroizing;
 
 pub use asker::{ANSWER_MAX, Line};
 use asker::{Ask, Asker};
+pub use inboxes::Inboxes;
 use readiness::Facts;
 pub use readiness::Status;
 use revoker::Wish;
 pub use revoker::{REVOKE_MAX, RevokeLine, Revoked, Revoker};
+use routes::Caller;
 pub use routes::{REVOKE_PATH, Revocation, STATUS_PATH};
+pub use tcp::TCP_CONNECTIONS_MAX;
+use tcp::{Port, Token};
 
 /// Connections at a time. Further ones wait in the kernel until one of these ends.
 pub const CONNECTIONS_MAX: usize = 8;
@@ -89,6 +102,17 @@ pub enum AdminError {
         /// The path.
         path: PathBuf,
     },
+    /// The TCP port cannot be had.
+    #[error(
+        "cannot listen on {address} for admin requests: {source}; stop what uses it, or choose another \
+         address in [admin] listen"
+    )]
+    Port {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The thread cannot be started.
     #[error("cannot start the admin thread: {source}; check the limit of threads (`ulimit -u`)")]
     Thread {
@@ -97,30 +121,54 @@ pub enum AdminError {
     },
 }
 
+/// What the thread is made from.
+pub struct Opening {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// The way to each core.
+    pub lines: Vec<Line>,
+    /// Who revokes tokens.
+    pub revoker: Revoker,
+    /// Where to listen beside the socket, and the token to ask for there.
+    pub tcp: Option<(SocketAddr, Zeroizing<Vec<u8>>)>,
+    /// The effective configuration, as text.
+    pub config: String,
+}
+
 /// The admin socket, open. Dropping it ends the thread and removes the file.
 #[derive(Debug)]
 pub struct Admin {
     path: PathBuf,
+    config: watch::Sender<String>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Admin {
     /// Opens the socket in the data directory, whose lock the caller holds for as long as this lives.
-    pub fn open(
-        data: &Path,
-        address: SocketAddr,
-        lines: Vec<Line>,
-        revoker: Revoker,
-    ) -> Result<Self, AdminError> {
+    pub fn open(data: &Path, opening: Opening) -> Result<Self, AdminError> {
         let path = data.join(socket::NAME);
         let listener = socket::listen(data)?;
+        let port = opening.tcp.and_then(|(address, token)| {
+            let opened = Port::open(address, Token::new(&token));
+            opened
+                .inspect_err(
+                    |error| tracing::error!(%error, "the switch serves without its admin port"),
+                )
+                .ok()
+        });
+        let (config, configured) = watch::channel(opening.config);
         let (stop, stopped) = oneshot::channel();
         let serving = Serving {
-            asker: Asker::new(lines, ANSWER_MAX),
-            revoker,
-            facts: Facts::of_this_process(address),
+            asker: Asker::new(opening.lines, ANSWER_MAX),
+            revoker: opening.revoker,
+            facts: Facts {
+                admin: port.as_ref().map(Port::address),
+                ..Facts::of_this_process(opening.address)
+            },
+            config: configured,
             listener,
+            port,
             stopped,
         };
         let thread = std::thread::Builder::new().name("iris-admin".to_owned());
@@ -133,9 +181,15 @@ impl Admin {
         };
         Ok(Self {
             path,
+            config,
             stop: Some(stop),
             thread: Some(thread),
         })
+    }
+
+    /// What `/debug/config` says from now on.
+    pub fn reconfigured(&self, config: String) {
+        let _ = self.config.send_replace(config);
     }
 }
 
@@ -156,6 +210,7 @@ impl Drop for Admin {
 struct Ways {
     asks: mpsc::Sender<Ask>,
     wishes: mpsc::Sender<Wish>,
+    config: watch::Receiver<String>,
 }
 
 /// What the thread starts from.
@@ -163,6 +218,8 @@ struct Serving {
     asker: Asker,
     revoker: Revoker,
     facts: Facts,
+    config: watch::Receiver<String>,
+    port: Option<Port>,
     listener: std::os::unix::net::UnixListener,
     stopped: oneshot::Receiver<()>,
 }
@@ -181,39 +238,61 @@ impl Serving {
 
     async fn serve(self) -> std::io::Result<()> {
         let listener = UnixListener::from_std(self.listener)?;
+        let port = self.port.map(Port::into_tokio).transpose()?;
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let mut stopped = self.stopped;
-        let mut connections = JoinSet::new();
+        let (mut owners, mut strangers) = (JoinSet::new(), JoinSet::new());
         let asking = self.asker.run(asked);
         let (wishes, wished) = mpsc::channel(ASKS_MAX);
         let revoking = self.revoker.run(wished);
         tokio::pin!(asking, revoking);
-        let ways = Ways { asks, wishes };
+        let config = self.config;
+        let ways = Ways {
+            asks,
+            wishes,
+            config,
+        };
+        let facts = self.facts;
         loop {
             tokio::select! {
                 _ = &mut stopped => return Ok(()), // open connections are cut
                 () = &mut asking => return Ok(()), // never: `ways` lives
                 () = &mut revoking => return Ok(()),
-                Some(_) = connections.join_next() => {}
-                accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
+                Some(_) = owners.join_next() => {}
+                Some(_) = strangers.join_next() => {}
+                accepted = listener.accept(), if owners.len() < CONNECTIONS_MAX => match accepted {
                     Ok((stream, _)) => {
-                        connections.spawn(connection(stream, self.facts.clone(), ways.clone()));
+                        owners.spawn(connection(stream, Caller::Owner, facts.clone(), ways.clone()));
                     }
-                    Err(error) => {
-                        tracing::debug!(%error, "an admin connection could not be accepted");
-                        tokio::time::sleep(ACCEPT_PAUSE).await;
-                    }
+                    Err(error) => not_accepted(&error).await,
                 },
+                accepted = tcp::accept(port.as_ref()), if strangers.len() < TCP_CONNECTIONS_MAX => {
+                    match accepted {
+                        Ok((stream, token)) => {
+                            let caller = Caller::Stranger(token);
+                            strangers.spawn(connection(stream, caller, facts.clone(), ways.clone()));
+                        }
+                        Err(error) => not_accepted(&error).await,
+                    }
+                }
             }
         }
     }
 }
 
+async fn not_accepted(error: &std::io::Error) {
+    tracing::debug!(%error, "an admin connection could not be accepted");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
 /// One connection: one request, one answer.
-async fn connection(stream: UnixStream, facts: Facts, ways: Ways) {
+async fn connection<S>(stream: S, caller: Caller, facts: Facts, ways: Ways)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let service = service_fn(|request| {
-        let (facts, ways) = (&facts, &ways);
-        async move { Ok::<_, Infallible>(routes::answer(request, facts, ways).await) }
+        let (caller, facts, ways) = (&caller, &facts, &ways);
+        async move { Ok::<_, Infallible>(routes::answer(request, caller, facts, ways).await) }
     });
     let served = http1::Builder::new()
         .keep_alive(false)

@@ -18,6 +18,8 @@ pub(super) struct Facts {
     pub version: &'static str,
     pub pid: u32,
     pub address: SocketAddr,
+    /// Where it can be asked over TCP.
+    pub admin: Option<SocketAddr>,
 }
 
 impl Facts {
@@ -26,6 +28,7 @@ impl Facts {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             address,
+            admin: None,
         }
     }
 }
@@ -39,6 +42,9 @@ pub struct Status {
     pub pid: u32,
     /// Where clients connect.
     pub address: SocketAddr,
+    /// Where it can be asked over HTTP, with a token.
+    #[serde(default)]
+    pub admin: Option<SocketAddr>,
     /// Whether everything is served.
     pub ready: bool,
     /// Why not.
@@ -57,6 +63,7 @@ impl Status {
             version: facts.version.to_owned(),
             pid: facts.pid,
             address: facts.address,
+            admin: facts.admin,
             ready: reasons.is_empty(),
             reasons,
             notes: notes(answers, Clock::read().unix_s()),

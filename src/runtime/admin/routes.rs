@@ -2,9 +2,13 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use iris_proto::id::UserId;
 use serde::{Deserialize, Serialize};
@@ -12,9 +16,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Ways;
 use super::asker::{Answer, Ask};
+use super::inboxes::Inboxes;
 use super::metrics;
-use super::readiness::{Facts, Status, not_healthy, not_ready, notes};
+use super::readiness::{Facts, Status, not_healthy, not_ready, notes, reports};
 use super::revoker::{RevokeFailure, Wanted, Wish};
+use super::tcp::Token;
 use crate::auth::RevokeError;
 use crate::runtime::clock::Clock;
 
@@ -36,6 +42,9 @@ enum Action {
     Ready,
     Metrics,
     Status,
+    Cores,
+    Users,
+    Config,
     Revoke,
 }
 
@@ -43,6 +52,34 @@ struct Route {
     method: Method,
     path: &'static str,
     action: Action,
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(super) enum Caller {
+    /// Whoever could open the socket in the data directory: may do everything.
+    Owner,
+    /// Somebody on this machine, who has to show this token, and may look and not touch.
+    Stranger(Arc<Token>),
+}
+
+impl Caller {
+    /// Whether it may have this.
+    fn may(&self, action: Action, headers: &HeaderMap) -> Result<(), Page> {
+        let Self::Stranger(token) = self else {
+            return Ok(());
+        };
+        if action == Action::Revoke {
+            let text = "this port takes no orders; use the socket in the data directory, as \
+                        `iris revoke` does\n";
+            return Err(Page::new(StatusCode::FORBIDDEN, TEXT, text.to_owned()));
+        }
+        if action == Action::Health || token.is_shown_in(headers) {
+            return Ok(());
+        }
+        let text = "show the token of [admin] token_file: `Authorization: Bearer TOKEN`\n";
+        Err(Page::new(StatusCode::UNAUTHORIZED, TEXT, text.to_owned()))
+    }
 }
 
 const fn get(path: &'static str, action: Action) -> Route {
@@ -64,11 +101,14 @@ const fn post(path: &'static str, action: Action) -> Route {
 }
 
 /// Everything that can be asked for.
-static ROUTES: [Route; 5] = [
+static ROUTES: [Route; 8] = [
     get("/healthz", Action::Health),
     get("/readyz", Action::Ready),
     get("/metrics", Action::Metrics),
     get(STATUS_PATH, Action::Status),
+    get("/debug/cores", Action::Cores),
+    get("/debug/users", Action::Users),
+    get("/debug/config", Action::Config),
     post(REVOKE_PATH, Action::Revoke),
 ];
 
@@ -111,14 +151,18 @@ pub struct Revocation {
 /// Answers one request. A body is read only where one is wanted.
 pub(super) async fn answer(
     request: Request<Incoming>,
+    caller: &Caller,
     facts: &Facts,
     ways: &Ways,
 ) -> Response<String> {
-    let page = match find(request.method(), request.uri().path()) {
+    let found = find(request.method(), request.uri().path());
+    let found = found.and_then(|action| caller.may(action, request.headers()).map(|()| action));
+    let page = match found {
         Ok(Action::Revoke) => match body(request.into_body()).await {
             Ok(body) => revoke(&body, &ways.wishes).await,
             Err(refusal) => refusal,
         },
+        Ok(Action::Config) => Page::new(StatusCode::OK, TEXT, ways.config.borrow().clone()),
         Ok(action) => match ask(&ways.asks).await {
             Some(answers) => perform(action, facts, &answers),
             None => stopping(),
@@ -129,6 +173,11 @@ pub(super) async fn answer(
     *response.status_mut() = page.status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if page.status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if let Some(Ok(allow)) = page
         .allow
         .map(|method| HeaderValue::from_str(method.as_str()))
@@ -207,7 +256,7 @@ fn wanted(body: &[u8]) -> Result<Wanted, String> {
 }
 
 /// What the cores say. `None`: the thread is about to end.
-async fn ask(asks: &mpsc::Sender<Ask>) -> Option<std::sync::Arc<Vec<Answer>>> {
+async fn ask(asks: &mpsc::Sender<Ask>) -> Option<Arc<Vec<Answer>>> {
     let (ask, answers) = oneshot::channel();
     asks.send(ask).await.ok()?;
     answers.await.ok()
@@ -253,7 +302,9 @@ fn perform(action: Action, facts: &Facts, answers: &[Answer]) -> Page {
         }
         Action::Metrics => Page::new(StatusCode::OK, METRICS, metrics::render(facts, answers)),
         Action::Status => json(&Status::of(facts, answers)),
-        Action::Revoke => unreachable!("it asks no core how it is"),
+        Action::Cores => json(&reports(answers).collect::<Vec<_>>()),
+        Action::Users => json(&Inboxes::of(answers)),
+        Action::Config | Action::Revoke => unreachable!("it asks no core how it is"),
     }
 }
 

@@ -102,6 +102,7 @@ impl Core {
                     reject(out, reply.tag, code, expected.0, retry_after_ms, "");
                 }
                 Message::Accepted { reply, n } => {
+                    self.totals.accepts += 1;
                     wire::encode_accepted(&mut connection.out, reply.tag, n.0);
                 }
                 Message::Append { .. } => unreachable!("an append is no answer"),

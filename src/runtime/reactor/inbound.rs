@@ -198,6 +198,7 @@ impl Core {
     }
 
     fn send(&mut self, connection: &mut Connection, send: &SendRef<'_>) -> Result<(), Leave> {
+        self.totals.messages += 1;
         let State::Live(live) = &mut connection.state else {
             unreachable!("live frames only")
         };

@@ -105,8 +105,22 @@ impl Lanes {
 
     /// Whether so much waits for the disk that nothing more should be read.
     pub(super) fn is_congested(&self) -> bool {
+        self.pending_bytes() >= PENDING_BYTES_MAX
+    }
+
+    /// Bytes of commands that wait for the logs.
+    pub(super) fn pending_bytes(&self) -> usize {
         let pending = self.lanes.iter().map(|lane| lane.store.pending_bytes());
-        pending.sum::<usize>() >= PENDING_BYTES_MAX
+        pending.sum()
+    }
+
+    /// The shards of this core that are served, from the `nth` on.
+    pub(super) fn shard_from(&self, nth: usize) -> Option<&Shard> {
+        let shards = self.lanes.iter().flat_map(|lane| {
+            let shards = lane.store.shards().iter();
+            shards.filter_map(|id| lane.store.shard(*id))
+        });
+        shards.into_iter().nth(nth)
     }
 
     /// Gives a shard an input; what it wants done is appended to `effects`. False when the shard is

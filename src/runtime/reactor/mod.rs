@@ -26,8 +26,10 @@ mod lanes;
 mod login;
 mod outbound;
 mod patience;
+mod peaks;
 mod report;
 mod revoking;
+mod survey;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -61,7 +63,9 @@ pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
 use patience::{TALK_BURST, TALK_PER_S};
+use peaks::Turns;
 use revoking::Revoking;
+use survey::Survey;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
 pub const EVENTS_PER_TURN: usize = 512;
@@ -195,6 +199,10 @@ pub(super) struct Core {
     populating: usize,
     waiting_to_populate: Vec<SocketId>,
     totals: Totals,
+    /// How full it was lately.
+    turns: Turns,
+    /// What its users' inboxes hold, looked at while somebody asks.
+    survey: Survey,
 }
 
 impl Core {
@@ -251,6 +259,8 @@ impl Core {
             populating: 0,
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
+            turns: Turns::default(),
+            survey: Survey::new(now.monotonic),
         }
     }
 
@@ -292,6 +302,8 @@ impl Core {
         self.tick();
         self.sweep();
         let more_input = self.sockets.has_work();
+        let pending = self.lanes.pending_bytes() as u64;
+        self.turns.pending.note(now_us, pending);
         self.lanes.poll(&self.now, more_input, &mut self.sockets);
         self.carry_out();
         self.send_dirty();
@@ -320,6 +332,7 @@ impl Core {
         let mut events = std::mem::take(&mut self.events);
         self.sockets.turn(&mut events, EVENTS_PER_TURN);
         self.totals.events += events.len() as u64;
+        self.turns.events.note(self.now_us(), events.len() as u64);
         let has_come = !events.is_empty();
         for event in events.drain(..) {
             match event {
@@ -359,6 +372,8 @@ impl Core {
 
     /// Takes what has come from other cores; whether anything had.
     fn take_mail(&mut self) -> bool {
+        let now_us = self.now_us();
+        self.turns.parcels.note(now_us, self.mesh.waiting() as u64);
         if !self.takes_mail() {
             return false; // the rings fill, and then the cores behind them stop reading
         }
@@ -416,6 +431,7 @@ impl Core {
         while let Some(id) = pop_due(&mut self.closing, self.now.monotonic) {
             self.drop_connection(id);
         }
+        self.look_at_inboxes();
         self.expire_sessions();
         self.end_rests();
         self.look_around();

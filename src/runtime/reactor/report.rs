@@ -8,9 +8,13 @@ use crate::store::Status;
 impl Core {
     /// This core as it is now.
     pub(super) fn report(&mut self) -> CoreReport {
+        self.survey.want(self.now.monotonic);
         CoreReport {
             core: self.id.0,
             totals: self.totals(),
+            at_us: self.now_us(),
+            peaks: self.turns.peaks(self.now_us()),
+            inboxes: self.survey.found(),
             connections: self.sockets.count() as u64,
             sessions: self.live_sessions,
             draining: self.draining.is_some(),
