@@ -7,6 +7,7 @@ use iris::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
 use iris::runtime::storage::{BlockingLog, DataDir};
 use iris::shard::command::Append;
 use iris::shard::{Input, ReplyTo};
+use iris::stamp::Stamp;
 use iris_proto::id::{MessageId, SendEpoch, SendNumber, Seq};
 
 /// A day in the year 2026, in Unix milliseconds.
@@ -168,5 +169,6 @@ fn reply(tag: u64) -> ReplyTo {
         slot: 0,
         generation: 0,
         tag,
+        read: Stamp::default(),
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!   curl, probe, `iris top` ──HTTP/1.1──▶ <data>/admin.sock ─┐
 //!   Prometheus, browser ──HTTP, token──▶ 127.0.0.1:PORT ─────┴▶ one thread, tokio and hyper
-//!                                                                │ routes ─▶ asker, revoker
+//!                                                                │ routes ─▶ asker, gatherer, revoker
 //!   every core, in its next tick ◀── Control, doorbell ──────────┘
 //! ```
 //!
@@ -27,6 +27,7 @@
 //! any other, so nothing is asserted about what comes in.
 
 mod asker;
+mod gatherer;
 mod inboxes;
 mod io;
 mod metrics;
@@ -53,13 +54,15 @@ use zeroize::Zeroizing;
 
 pub use asker::{ANSWER_MAX, Line};
 use asker::{Ask, Asker};
+pub use gatherer::HistogramLine;
+use gatherer::{Gather, Gatherer};
 pub use inboxes::Inboxes;
 use readiness::Facts;
 pub use readiness::Status;
 use revoker::Wish;
 pub use revoker::{REVOKE_MAX, RevokeLine, Revoked, Revoker};
 use routes::Caller;
-pub use routes::{REVOKE_PATH, Revocation, STATUS_PATH};
+pub use routes::{HISTOGRAMS_PATH, RESET_PATH, REVOKE_PATH, Revocation, STATUS_PATH};
 pub use tcp::TCP_CONNECTIONS_MAX;
 use tcp::{Port, Token};
 
@@ -127,6 +130,8 @@ pub struct Opening {
     pub address: SocketAddr,
     /// The way to each core.
     pub lines: Vec<Line>,
+    /// The same for what it has recorded.
+    pub histograms: Vec<HistogramLine>,
     /// Who revokes tokens.
     pub revoker: Revoker,
     /// Where to listen beside the socket, and the token to ask for there.
@@ -161,6 +166,7 @@ impl Admin {
         let (stop, stopped) = oneshot::channel();
         let serving = Serving {
             asker: Asker::new(opening.lines, ANSWER_MAX),
+            gatherer: Gatherer::new(opening.histograms, ANSWER_MAX),
             revoker: opening.revoker,
             facts: Facts {
                 admin: port.as_ref().map(Port::address),
@@ -209,6 +215,7 @@ impl Drop for Admin {
 #[derive(Clone)]
 struct Ways {
     asks: mpsc::Sender<Ask>,
+    gathers: mpsc::Sender<Gather>,
     wishes: mpsc::Sender<Wish>,
     config: watch::Receiver<String>,
 }
@@ -216,6 +223,7 @@ struct Ways {
 /// What the thread starts from.
 struct Serving {
     asker: Asker,
+    gatherer: Gatherer,
     revoker: Revoker,
     facts: Facts,
     config: watch::Receiver<String>,
@@ -243,12 +251,15 @@ impl Serving {
         let mut stopped = self.stopped;
         let (mut owners, mut strangers) = (JoinSet::new(), JoinSet::new());
         let asking = self.asker.run(asked);
+        let (gathers, gathered) = mpsc::channel(ASKS_MAX);
+        let gathering = self.gatherer.run(gathered);
         let (wishes, wished) = mpsc::channel(ASKS_MAX);
         let revoking = self.revoker.run(wished);
-        tokio::pin!(asking, revoking);
+        tokio::pin!(asking, gathering, revoking);
         let config = self.config;
         let ways = Ways {
             asks,
+            gathers,
             wishes,
             config,
         };
@@ -257,6 +268,7 @@ impl Serving {
             tokio::select! {
                 _ = &mut stopped => return Ok(()), // open connections are cut
                 () = &mut asking => return Ok(()), // never: `ways` lives
+                () = &mut gathering => return Ok(()),
                 () = &mut revoking => return Ok(()),
                 Some(_) = owners.join_next() => {}
                 Some(_) = strangers.join_next() => {}

@@ -20,6 +20,8 @@ pub(super) struct Facts {
     pub address: SocketAddr,
     /// Where it can be asked over TCP.
     pub admin: Option<SocketAddr>,
+    /// What it is called among others: its host's name and its port.
+    pub node: String,
 }
 
 impl Facts {
@@ -29,7 +31,17 @@ impl Facts {
             pid: std::process::id(),
             address,
             admin: None,
+            node: format!("{}:{}", host_name(), address.port()),
         }
+    }
+}
+
+/// The name that the kernel knows the machine by.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "localhost".to_owned(),
+        name => name.to_owned(),
     }
 }
 

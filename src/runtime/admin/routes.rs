@@ -17,15 +17,21 @@ use tokio::sync::{mpsc, oneshot};
 use super::Ways;
 use super::asker::{Answer, Ask};
 use super::inboxes::Inboxes;
+use super::gatherer::{Gather, Gathered};
 use super::metrics;
 use super::readiness::{Facts, Status, not_healthy, not_ready, notes, reports};
 use super::revoker::{RevokeFailure, Wanted, Wish};
 use super::tcp::Token;
 use crate::auth::RevokeError;
+use crate::measure::dump::Dump;
 use crate::runtime::clock::Clock;
 
 /// Where [`Status`] is as JSON.
 pub const STATUS_PATH: &str = "/status";
+/// Where the histograms are, as a [`Dump`].
+pub const HISTOGRAMS_PATH: &str = "/histograms";
+/// The same, and they begin anew.
+pub const RESET_PATH: &str = "/histograms/reset";
 /// Where a [`Revocation`] goes.
 pub const REVOKE_PATH: &str = "/revoke";
 /// Bytes of a request's body. More are answered 413.
@@ -45,6 +51,8 @@ enum Action {
     Cores,
     Users,
     Config,
+    Histograms,
+    Reset,
     Revoke,
 }
 
@@ -69,7 +77,7 @@ impl Caller {
         let Self::Stranger(token) = self else {
             return Ok(());
         };
-        if action == Action::Revoke {
+        if matches!(action, Action::Revoke | Action::Reset) {
             let text = "this port takes no orders; use the socket in the data directory, as \
                         `iris revoke` does\n";
             return Err(Page::new(StatusCode::FORBIDDEN, TEXT, text.to_owned()));
@@ -101,7 +109,7 @@ const fn post(path: &'static str, action: Action) -> Route {
 }
 
 /// Everything that can be asked for.
-static ROUTES: [Route; 8] = [
+static ROUTES: [Route; 10] = [
     get("/healthz", Action::Health),
     get("/readyz", Action::Ready),
     get("/metrics", Action::Metrics),
@@ -109,6 +117,8 @@ static ROUTES: [Route; 8] = [
     get("/debug/cores", Action::Cores),
     get("/debug/users", Action::Users),
     get("/debug/config", Action::Config),
+    get(HISTOGRAMS_PATH, Action::Histograms),
+    post(RESET_PATH, Action::Reset),
     post(REVOKE_PATH, Action::Revoke),
 ];
 
@@ -163,6 +173,8 @@ pub(super) async fn answer(
             Err(refusal) => refusal,
         },
         Ok(Action::Config) => Page::new(StatusCode::OK, TEXT, ways.config.borrow().clone()),
+        Ok(Action::Histograms) => histograms(facts, &ways.gathers, false).await,
+        Ok(Action::Reset) => histograms(facts, &ways.gathers, true).await,
         Ok(action) => match ask(&ways.asks).await {
             Some(answers) => perform(action, facts, &answers),
             None => stopping(),
@@ -255,6 +267,33 @@ fn wanted(body: &[u8]) -> Result<Wanted, String> {
     }
 }
 
+/// What the cores have recorded.
+async fn histograms(facts: &Facts, gathers: &mpsc::Sender<Gather>, reset: bool) -> Page {
+    let (answer, gathered) = oneshot::channel();
+    if gathers.send(Gather { reset, answer }).await.is_err() {
+        return stopping();
+    }
+    match gathered.await {
+        Ok(gathered) => dump(facts, &gathered),
+        Err(_) => stopping(),
+    }
+}
+
+fn dump(facts: &Facts, gathered: &Gathered) -> Page {
+    let mut dump = Dump::default();
+    for (core, recorded) in (0..).zip(gathered) {
+        let Some(recorded) = recorded else {
+            dump.silent.push(core);
+            continue;
+        };
+        if let Err(error) = dump.add_core(&facts.node, core, recorded) {
+            let body = format!("{error}; this is a bug, report it\n");
+            return Page::new(StatusCode::INTERNAL_SERVER_ERROR, TEXT, body);
+        }
+    }
+    Page::new(StatusCode::OK, JSON, dump.to_text() + "\n")
+}
+
 /// What the cores say. `None`: the thread is about to end.
 async fn ask(asks: &mpsc::Sender<Ask>) -> Option<Arc<Vec<Answer>>> {
     let (ask, answers) = oneshot::channel();
@@ -304,7 +343,9 @@ fn perform(action: Action, facts: &Facts, answers: &[Answer]) -> Page {
         Action::Status => json(&Status::of(facts, answers)),
         Action::Cores => json(&reports(answers).collect::<Vec<_>>()),
         Action::Users => json(&Inboxes::of(answers)),
-        Action::Config | Action::Revoke => unreachable!("it asks no core how it is"),
+        Action::Config | Action::Histograms | Action::Reset | Action::Revoke => {
+            unreachable!("it asks no core how it is")
+        }
     }
 }
 
@@ -332,6 +373,8 @@ fn probe(reasons: &[String], fine: &str) -> Page {
 mod tests {
     use super::super::readiness::tests::healthy;
     use super::*;
+    use crate::measure::dump::Row;
+    use crate::measure::{Histograms, Stage};
 
     fn facts() -> Facts {
         Facts::of_this_process("127.0.0.1:7447".parse().unwrap())
@@ -378,6 +421,23 @@ mod tests {
         ] {
             assert!(wanted(bad.as_bytes()).is_err(), "{bad}");
         }
+    }
+
+    /// R: E-1
+    #[test]
+    fn a_dump_names_the_node_each_core_and_who_was_silent() {
+        let mut recorded = Histograms::new(5);
+        recorded.record(Stage::Batch, 70);
+        let page = dump(&facts(), &vec![None, Some(Box::new(recorded))]);
+        assert_eq!(page.status, StatusCode::OK);
+        let read = Dump::parse(&page.body).unwrap();
+        assert_eq!(read.silent, [0]);
+        assert_eq!(read.histograms.len(), Stage::ALL.len());
+        let is_mine = |row: &Row| row.node == facts().node && row.core == Some(1);
+        assert!(read.histograms.iter().all(is_mine));
+        assert!(read.histograms[0].node.ends_with(":7447"), "{}", page.body);
+        let batch = read.histograms.iter().find(|row| row.stage == "batch");
+        assert_eq!(batch.unwrap().count, 1);
     }
 
     /// R: E-2

@@ -34,6 +34,7 @@ use crate::session::login::{check_version, identify, welcome};
 use crate::session::{Identity, Session};
 use crate::shard::user::Device;
 use crate::shard::{Input, ReplyTo};
+use crate::stamp::Stamp;
 
 /// A step of a TLS handshake costs some 100 to 200 us (`docs/BENCHMARKS.md`), for which every session of
 /// the core waits. So it is done in a turn that has nothing else to do, one each turn; but one is done
@@ -98,8 +99,12 @@ impl Core {
         self.totals.accepted += 1;
         self.strangers += 1;
         let id = self.sockets.adopt(socket);
-        self.connections
-            .insert(Box::new(Connection::greeting(id, tls, address, guest)));
+        self.connections.insert(Box::new(Connection::greeting(
+            id,
+            tls,
+            (address, guest),
+            Stamp::of(self.now.ns),
+        )));
         self.greeting
             .push_back((self.now.monotonic + self.policy.hello_timeout, id));
     }
@@ -189,6 +194,7 @@ impl Core {
     /// Opens what waits of a connection, and `more` behind it.
     pub(super) fn take_step(&mut self, mut connection: Box<Connection>, more: &[u8]) {
         connection.shaking = false;
+        self.now.touch();
         let mut data = std::mem::take(&mut connection.backlog);
         data.extend_from_slice(more);
         let mut plain = std::mem::take(&mut self.plain);
@@ -221,6 +227,7 @@ impl Core {
             resume_after: hello.resume_after,
             session: random_u64(),
             at: self.now.monotonic,
+            read: Stamp::of(self.now.ns),
         });
         let home = self.placement.core_of(self.placement.shard_of(hash));
         self.no_stranger(connection);
@@ -341,6 +348,7 @@ impl Core {
             slot: connection.id.slot,
             generation: connection.id.generation,
             tag: 0,
+            read: Stamp::default(),
         };
         let input = Input::Register {
             hash: identity.hash,
@@ -366,7 +374,7 @@ impl Core {
         let State::Entering(login) = &connection.state else {
             unreachable!("only entering connections go live");
         };
-        let (identity, at) = (login.identity.clone(), login.at);
+        let (identity, at, read) = (login.identity.clone(), login.at, login.read);
         let (resume_after, session) = (login.resume_after, login.session);
         // Before it replaces one that may stay.
         if self.turn_away(connection, &identity) {
@@ -414,11 +422,12 @@ impl Core {
         connection.decoder.set_max(FRAME_BYTES_MAX);
         self.audit_login(&identity, connection.address);
         let session = Session::new(identity, cursor, start);
-        let mut live = Live::new(session, at, shard, user, cursor);
+        let mut live = Live::new(session, (at, read), shard, user, cursor);
         self.set_alarm(&mut live, connection.id);
         connection.state = State::Live(Box::new(live));
         self.live_sessions += 1;
         self.totals.logins += 1;
+        self.welcomed(read);
         self.mark_dirty(connection);
         if connection.stalled {
             self.retry_later(connection);

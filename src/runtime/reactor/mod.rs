@@ -24,6 +24,7 @@ mod hooks;
 mod inbound;
 mod lanes;
 mod login;
+mod measuring;
 mod outbound;
 mod patience;
 mod peaks;
@@ -52,6 +53,7 @@ use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
 use crate::auth::Revocations;
 use crate::limit::{Buckets, Ladder, Rate, Shed};
+use crate::measure::Histograms;
 use crate::placement::{CoreId, LogId, Placement, ShardId, UserHash};
 use crate::ring::Sleeper;
 use crate::shard::user::UserSlot;
@@ -62,6 +64,7 @@ use drain::Draining;
 pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
+use measuring::Measuring;
 use patience::{TALK_BURST, TALK_PER_S};
 use peaks::Turns;
 use revoking::Revoking;
@@ -88,6 +91,16 @@ pub const CLOSING_MAX: Duration = Duration::from_secs(2);
 pub enum Control {
     /// Say how you are, in the next tick. The answer is not waited for: one that finds no room is lost.
     Report(Sender<CoreReport>),
+    /// Say how long things took, in the next tick.
+    Histograms {
+        /// What is filled, and handed back; with `reset` what has been filled is handed over, and this takes
+        /// its place.
+        empty: Box<Histograms>,
+        /// Whether to begin anew.
+        reset: bool,
+        /// Not waited for, as with `Report`.
+        reply: Sender<Box<Histograms>>,
+    },
     /// From now on this certificate, these keys and these limits hold. Whoever is here stays.
     Adopt {
         /// What replaces the one before.
@@ -203,6 +216,7 @@ pub(super) struct Core {
     turns: Turns,
     /// What its users' inboxes hold, looked at while somebody asks.
     survey: Survey,
+    measuring: Measuring,
 }
 
 impl Core {
@@ -261,6 +275,7 @@ impl Core {
             totals: Totals::default(),
             turns: Turns::default(),
             survey: Survey::new(now.monotonic),
+            measuring: Measuring::new(now.unix_ms),
         }
     }
 
@@ -304,10 +319,10 @@ impl Core {
         let more_input = self.sockets.has_work();
         let pending = self.lanes.pending_bytes() as u64;
         self.turns.pending.note(now_us, pending);
-        self.lanes.poll(&self.now, more_input, &mut self.sockets);
+        self.poll_lanes(more_input);
         self.carry_out();
         self.send_dirty();
-        self.mesh.publish();
+        self.publish();
         self.is_drained()
     }
 
@@ -341,7 +356,10 @@ impl Core {
                     let error = std::io::Error::from_raw_os_error(errno);
                     tracing::warn!(core = self.id.0, %error, "a connection could not be accepted; accepting goes on after a pause");
                 }
-                Event::Received { id, buffer } => self.received(id, buffer),
+                Event::Received { id, buffer } => {
+                    self.now.touch();
+                    self.received(id, buffer);
+                }
                 Event::Ended { id, reason } => self.ended(id, reason),
                 Event::Sent { id, buffer, result } => self.sent(id, buffer, result),
                 Event::Detached { id, socket } => self.detached(id, socket),
@@ -361,7 +379,11 @@ impl Core {
     fn job_done(&mut self, job: u64, result: Result<(), i32>, buffers: Vec<Vec<u8>>) {
         match outbound::populated_for(job) {
             Some(id) => self.populated(id, result),
-            None => self.lanes.synced(job, result, buffers, &self.now),
+            None => {
+                self.now.touch();
+                let set = &mut self.measuring.set;
+                self.lanes.synced(job, result, buffers, &mut self.now, set);
+            }
         }
     }
 
@@ -380,11 +402,14 @@ impl Core {
         let mut mail = Vec::new();
         self.mesh.receive(|from, parcel| mail.push((from, parcel)));
         let has_come = !mail.is_empty();
+        if has_come {
+            self.now.touch();
+        }
         for (from, parcel) in mail {
             match parcel {
-                Parcel::Messages(parcel) => {
-                    self.read_parcel(&parcel);
-                    self.mesh.give_back(from, parcel);
+                Parcel::Messages { bytes, published } => {
+                    self.read_parcel(&bytes, published);
+                    self.mesh.give_back(from, bytes);
                 }
                 Parcel::Connection(handoff) => self.entered(*handoff),
                 Parcel::Empty(_) => {}
@@ -399,7 +424,8 @@ impl Core {
             return;
         }
         self.next_tick = self.now.monotonic + TICK;
-        self.lanes.release_held(&self.now);
+        let set = &mut self.measuring.set;
+        self.lanes.release_held(&mut self.now, set);
         self.audit.settle(self.now.unix_ms);
         if self.populating == 0 {
             self.lanes.unmap_removed();
@@ -412,6 +438,13 @@ impl Core {
                     let _ = taken.try_send(()); // who sent it may have given up waiting
                 }
                 Control::Revoke { list, taken } => self.revoke(list, taken),
+                Control::Histograms {
+                    empty,
+                    reset,
+                    reply,
+                } => {
+                    let _ = reply.try_send(self.hand_over_histograms(empty, reset));
+                }
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }

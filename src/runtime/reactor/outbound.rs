@@ -18,6 +18,7 @@ use iris_proto::wire::{self, EntryRef};
 
 use super::Core;
 use super::connection::{Connection, Live, State};
+use crate::measure::Waits;
 use crate::placement::ShardId;
 use crate::runtime::stream::SocketId;
 use crate::session::Next;
@@ -105,11 +106,12 @@ impl Core {
             self.retry_later(connection);
         }
         let id = connection.id;
+        let mut entries = Waits::default();
         let mut damaged = false;
         if let State::Live(live) = &mut connection.state
             && connection.populating.is_none()
         {
-            match self.pull(id, live, &mut plain) {
+            match self.pull(id, live, &mut plain, &mut entries) {
                 Pulled::All | Pulled::More => {} // Sent marks it dirty again
                 Pulled::Waits(position) => connection.populating = Some((live.shard, position)),
                 Pulled::Damaged => damaged = true,
@@ -120,6 +122,7 @@ impl Core {
             plain.append(&mut connection.out);
         }
         let is_sound = self.seal_and_send(connection, &plain);
+        self.note_written(connection, entries);
         self.plain = plain;
         is_sound
     }
@@ -155,7 +158,13 @@ impl Core {
     }
 
     /// Appends the frames of what a session is owed, as much as fits into one send.
-    fn pull(&mut self, id: SocketId, live: &mut Live, plain: &mut Vec<u8>) -> Pulled {
+    fn pull(
+        &mut self,
+        id: SocketId,
+        live: &mut Live,
+        plain: &mut Vec<u8>,
+        entries: &mut Waits,
+    ) -> Pulled {
         let Some(user) = live.user else {
             return Pulled::All;
         };
@@ -216,6 +225,9 @@ impl Core {
             match self.encode_entry(shard, position, (user, seq), tag, plain) {
                 Some(bytes) => {
                     self.totals.entries += 1;
+                    if tag == 0 {
+                        self.note_pushed(live, position, entries);
+                    }
                     live.session.went(next, bytes);
                 }
                 None => return Pulled::Damaged,
