@@ -22,6 +22,7 @@ mod send;
 mod serve;
 mod status;
 mod token;
+mod top;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -51,6 +52,7 @@ Examples:
   iris token --user alice                   a token for it, good for an hour
   iris serve --config /etc/iris/iris.toml   a switch as configured
   iris status                               whether it is ready, and why not
+  iris top                                  what it does, live
   iris revoke --user alice                  her tokens of before now open nothing any more
   iris audit verify                         whether the audit log is as it was written
   iris config check --config iris.toml      what it would run with, and where each value comes from
@@ -82,6 +84,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Ask a running switch whether it is ready
     Status(status::StatusArgs),
+    /// Watch a running switch, live
+    Top(top::TopArgs),
     /// Refuse tokens that were good until now
     Revoke(revoke::RevokeArgs),
     /// Verify the audit log
@@ -123,6 +127,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::run(&args, program.as_deref().unwrap_or("iris")),
         Command::Status(args) => status::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Revoke(args) => revoke::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Token(args) => token::run(&args),
@@ -199,6 +204,8 @@ mod tests {
         assert!(refused("iris token --user a --ttl 25h").contains("24h"));
         assert!(refused("iris token --user a --key f").contains("--kid"));
         assert!(refused("iris audit verify --expect 7").contains("64 digits"));
+        assert!(refused("iris top --addr 127.0.0.1:9464").contains("--token-file"));
+        assert!(refused("iris top --interval 1h").contains("100ms"));
         assert!(refused("iris revoke").contains("--user"));
         assert!(refused("iris revoke --user a --jti b").contains("cannot be used with"));
         assert!(refused("iris revoke --jti b --before 7").contains("cannot be used with"));

@@ -153,6 +153,7 @@ mod tests {
             ready: true,
             reasons: Vec::new(),
             notes: Vec::new(),
+            latencies: Vec::new(),
             cores: vec![CoreReport {
                 connections: 1_000,
                 logs: vec![log],

@@ -18,6 +18,7 @@ pub mod certificate;
 pub mod clock;
 pub mod dev;
 pub mod mesh;
+pub mod notify;
 pub mod offline;
 pub mod policy;
 pub mod preflight;

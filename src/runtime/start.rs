@@ -15,6 +15,7 @@ use super::admission::Admission;
 use super::audit::{Audit, AuditError, Queue};
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel, Peer};
+use super::notify::Notify;
 use super::policy::Policy;
 use super::reactor::{Control, Core, CoreParts, Farewells, Hooks};
 use super::revocation::{RevocationFile, RevocationFileError};
@@ -160,11 +161,13 @@ impl Running {
     }
 
     /// Opens the admin socket in the data directory, until the node has ended; and with an address and a
-    /// token that port, too. `config` is what it shows as its configuration.
+    /// token that port, too. `config` is what it shows as its configuration; `notify` hears from it that the
+    /// cores answer.
     pub fn open_admin(
         &mut self,
         tcp: Option<(SocketAddr, Zeroizing<Vec<u8>>)>,
         config: String,
+        notify: Option<Notify>,
     ) -> Result<(), AdminError> {
         let lines = self.control.iter().map(|order| {
             let doorbell = order.doorbell.clone();
@@ -193,6 +196,7 @@ impl Running {
             revoker,
             tcp,
             config,
+            notify,
         };
         self.admin = Some(Admin::open(self.data.path(), opening)?);
         Ok(())

@@ -30,12 +30,15 @@ mod asker;
 mod gatherer;
 mod inboxes;
 mod io;
+mod latencies;
 mod metrics;
+mod page;
 mod readiness;
 mod revoker;
 mod routes;
 pub mod socket;
 mod tcp;
+mod watchdog;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -57,14 +60,17 @@ use asker::{Ask, Asker};
 pub use gatherer::HistogramLine;
 use gatherer::{Gather, Gatherer};
 pub use inboxes::Inboxes;
+use latencies::Look;
 use readiness::Facts;
-pub use readiness::Status;
+pub use readiness::{Latency, Status};
 use revoker::Wish;
 pub use revoker::{REVOKE_MAX, RevokeLine, Revoked, Revoker};
 use routes::Caller;
 pub use routes::{HISTOGRAMS_PATH, RESET_PATH, REVOKE_PATH, Revocation, STATUS_PATH};
 pub use tcp::TCP_CONNECTIONS_MAX;
 use tcp::{Port, Token};
+
+use super::notify::Notify;
 
 /// Connections at a time. Further ones wait in the kernel until one of these ends.
 pub const CONNECTIONS_MAX: usize = 8;
@@ -138,22 +144,29 @@ pub struct Opening {
     pub tcp: Option<(SocketAddr, Zeroizing<Vec<u8>>)>,
     /// The effective configuration, as text.
     pub config: String,
+    /// The supervisor that wants to know whether the cores answer.
+    pub notify: Option<Notify>,
 }
 
 /// The admin socket, open. Dropping it ends the thread and removes the file.
 #[derive(Debug)]
 pub struct Admin {
-    path: PathBuf,
+    /// The socket, if it could be made.
+    path: Option<PathBuf>,
     config: watch::Sender<String>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Admin {
-    /// Opens the socket in the data directory, whose lock the caller holds for as long as this lives.
+    /// Opens the socket in the data directory, whose lock the caller holds for as long as this lives. One
+    /// that cannot be opened is logged, and the rest goes on without it.
     pub fn open(data: &Path, opening: Opening) -> Result<Self, AdminError> {
-        let path = data.join(socket::NAME);
-        let listener = socket::listen(data)?;
+        let listener = socket::listen(data);
+        let listener = listener
+            .inspect_err(|error| tracing::warn!(%error, "no admin socket: the switch serves, but cannot be asked how it is"))
+            .ok();
+        let path = listener.as_ref().map(|_| data.join(socket::NAME));
         let port = opening.tcp.and_then(|(address, token)| {
             let opened = Port::open(address, Token::new(&token));
             opened
@@ -175,13 +188,14 @@ impl Admin {
             config: configured,
             listener,
             port,
+            notify: opening.notify,
             stopped,
         };
         let thread = std::thread::Builder::new().name("iris-admin".to_owned());
         let thread = match thread.spawn(move || serving.run()) {
             Ok(thread) => thread,
             Err(source) => {
-                socket::remove(&path);
+                path.iter().for_each(|path| socket::remove(path));
                 return Err(AdminError::Thread { source });
             }
         };
@@ -201,7 +215,7 @@ impl Admin {
 
 impl Drop for Admin {
     fn drop(&mut self) {
-        socket::remove(&self.path); // first: who finds it gone knows that nobody will answer
+        self.path.iter().for_each(|path| socket::remove(path)); // first: who finds it gone knows that nobody will answer
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(()); // it has ended by itself, and has said so
         }
@@ -216,6 +230,7 @@ impl Drop for Admin {
 struct Ways {
     asks: mpsc::Sender<Ask>,
     gathers: mpsc::Sender<Gather>,
+    looks: mpsc::Sender<Look>,
     wishes: mpsc::Sender<Wish>,
     config: watch::Receiver<String>,
 }
@@ -228,7 +243,8 @@ struct Serving {
     facts: Facts,
     config: watch::Receiver<String>,
     port: Option<Port>,
-    listener: std::os::unix::net::UnixListener,
+    listener: Option<std::os::unix::net::UnixListener>,
+    notify: Option<Notify>,
     stopped: oneshot::Receiver<()>,
 }
 
@@ -245,7 +261,7 @@ impl Serving {
     }
 
     async fn serve(self) -> std::io::Result<()> {
-        let listener = UnixListener::from_std(self.listener)?;
+        let listener = self.listener.map(UnixListener::from_std).transpose()?;
         let port = self.port.map(Port::into_tokio).transpose()?;
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let mut stopped = self.stopped;
@@ -255,11 +271,15 @@ impl Serving {
         let gathering = self.gatherer.run(gathered);
         let (wishes, wished) = mpsc::channel(ASKS_MAX);
         let revoking = self.revoker.run(wished);
-        tokio::pin!(asking, gathering, revoking);
+        let (looks, looked) = mpsc::channel(ASKS_MAX);
+        let looking = latencies::run(gathers.clone(), looked);
+        let watching = watchdog::run(self.notify, asks.clone());
+        tokio::pin!(asking, gathering, revoking, looking, watching);
         let config = self.config;
         let ways = Ways {
             asks,
             gathers,
+            looks,
             wishes,
             config,
         };
@@ -270,10 +290,12 @@ impl Serving {
                 () = &mut asking => return Ok(()), // never: `ways` lives
                 () = &mut gathering => return Ok(()),
                 () = &mut revoking => return Ok(()),
+                () = &mut looking => return Ok(()),
+                () = &mut watching => return Ok(()),
                 Some(_) = owners.join_next() => {}
                 Some(_) = strangers.join_next() => {}
-                accepted = listener.accept(), if owners.len() < CONNECTIONS_MAX => match accepted {
-                    Ok((stream, _)) => {
+                accepted = socket::accept(listener.as_ref()), if owners.len() < CONNECTIONS_MAX => match accepted {
+                    Ok(stream) => {
                         owners.spawn(connection(stream, Caller::Owner, facts.clone(), ways.clone()));
                     }
                     Err(error) => not_accepted(&error).await,

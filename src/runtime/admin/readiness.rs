@@ -45,6 +45,22 @@ fn host_name() -> String {
     }
 }
 
+/// How long one stage of a message's way took in the last seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Latency {
+    /// The stage, as `iris hist` names it.
+    pub stage: String,
+    /// On which core; `None`: on all of them.
+    pub core: Option<u16>,
+    /// How often.
+    pub count: u64,
+    /// The median, in microseconds.
+    pub p50_us: u64,
+    /// The 99th percentile, in microseconds.
+    pub p99_us: u64,
+}
+
 /// All that is known, as `/status` says it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -64,6 +80,9 @@ pub struct Status {
     /// What somebody should look at, ready or not.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// How long things took in the last seconds.
+    #[serde(default)]
+    pub latencies: Vec<Latency>,
     /// The cores that answered.
     pub cores: Vec<CoreReport>,
 }
@@ -79,6 +98,7 @@ impl Status {
             ready: reasons.is_empty(),
             reasons,
             notes: notes(answers, Clock::read().unix_s()),
+            latencies: Vec::new(),
             cores: reports(answers).cloned().collect(),
         }
     }

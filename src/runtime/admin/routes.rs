@@ -14,14 +14,14 @@ use iris_proto::id::UserId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Ways;
 use super::asker::{Answer, Ask};
-use super::inboxes::Inboxes;
 use super::gatherer::{Gather, Gathered};
+use super::inboxes::Inboxes;
 use super::metrics;
 use super::readiness::{Facts, Status, not_healthy, not_ready, notes, reports};
 use super::revoker::{RevokeFailure, Wanted, Wish};
 use super::tcp::Token;
+use super::{Ways, latencies, page};
 use crate::auth::RevokeError;
 use crate::measure::dump::Dump;
 use crate::runtime::clock::Clock;
@@ -44,6 +44,7 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
+    Page,
     Health,
     Ready,
     Metrics,
@@ -82,7 +83,7 @@ impl Caller {
                         `iris revoke` does\n";
             return Err(Page::new(StatusCode::FORBIDDEN, TEXT, text.to_owned()));
         }
-        if action == Action::Health || token.is_shown_in(headers) {
+        if matches!(action, Action::Health | Action::Page) || token.is_shown_in(headers) {
             return Ok(());
         }
         let text = "show the token of [admin] token_file: `Authorization: Bearer TOKEN`\n";
@@ -109,7 +110,8 @@ const fn post(path: &'static str, action: Action) -> Route {
 }
 
 /// Everything that can be asked for.
-static ROUTES: [Route; 10] = [
+static ROUTES: [Route; 11] = [
+    get("/", Action::Page),
     get("/healthz", Action::Health),
     get("/readyz", Action::Ready),
     get("/metrics", Action::Metrics),
@@ -172,11 +174,12 @@ pub(super) async fn answer(
             Ok(body) => revoke(&body, &ways.wishes).await,
             Err(refusal) => refusal,
         },
+        Ok(Action::Page) => Page::new(StatusCode::OK, page::HTML, String::new()),
         Ok(Action::Config) => Page::new(StatusCode::OK, TEXT, ways.config.borrow().clone()),
         Ok(Action::Histograms) => histograms(facts, &ways.gathers, false).await,
         Ok(Action::Reset) => histograms(facts, &ways.gathers, true).await,
         Ok(action) => match ask(&ways.asks).await {
-            Some(answers) => perform(action, facts, &answers),
+            Some(answers) => with_latencies(action, facts, &answers, ways).await,
             None => stopping(),
         },
         Err(refusal) => refusal,
@@ -187,6 +190,10 @@ pub(super) async fn answer(
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if page.content_type == page::HTML {
+        page::adorn(&mut response);
+    }
+    let headers = response.headers_mut();
     if page.status == StatusCode::UNAUTHORIZED {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
@@ -267,15 +274,37 @@ fn wanted(body: &[u8]) -> Result<Wanted, String> {
     }
 }
 
+/// What the cores say, and for two pages what they have recorded, too.
+async fn with_latencies(action: Action, facts: &Facts, answers: &[Answer], ways: &Ways) -> Page {
+    match action {
+        Action::Status => {
+            let (look, latencies) = oneshot::channel();
+            let asked = ways.looks.send(look).await;
+            let latencies = match asked {
+                Ok(()) => latencies.await.unwrap_or_default(),
+                Err(_) => Vec::new(), // stopping
+            };
+            json(&Status {
+                latencies,
+                ..Status::of(facts, answers)
+            })
+        }
+        Action::Metrics => {
+            let mut page = perform(action, facts, answers);
+            if let Some(gathered) = latencies::gather(&ways.gathers, false).await {
+                page.body.push_str(&latencies::render(&gathered));
+            }
+            page
+        }
+        action => perform(action, facts, answers),
+    }
+}
+
 /// What the cores have recorded.
 async fn histograms(facts: &Facts, gathers: &mpsc::Sender<Gather>, reset: bool) -> Page {
-    let (answer, gathered) = oneshot::channel();
-    if gathers.send(Gather { reset, answer }).await.is_err() {
-        return stopping();
-    }
-    match gathered.await {
-        Ok(gathered) => dump(facts, &gathered),
-        Err(_) => stopping(),
+    match latencies::gather(gathers, reset).await {
+        Some(gathered) => dump(facts, &gathered),
+        None => stopping(),
     }
 }
 
@@ -343,7 +372,7 @@ fn perform(action: Action, facts: &Facts, answers: &[Answer]) -> Page {
         Action::Status => json(&Status::of(facts, answers)),
         Action::Cores => json(&reports(answers).collect::<Vec<_>>()),
         Action::Users => json(&Inboxes::of(answers)),
-        Action::Config | Action::Histograms | Action::Reset | Action::Revoke => {
+        Action::Page | Action::Config | Action::Histograms | Action::Reset | Action::Revoke => {
             unreachable!("it asks no core how it is")
         }
     }
