@@ -12,6 +12,7 @@ mod backup;
 mod chat;
 mod completions;
 mod config;
+mod doctor;
 mod log;
 mod logging;
 pub mod output;
@@ -53,6 +54,7 @@ Examples:
   iris serve --config /etc/iris/iris.toml   a switch as configured
   iris status                               whether it is ready, and why not
   iris top                                  what it does, live
+  iris doctor                               what this machine lacks, and how to change it
   iris revoke --user alice                  her tokens of before now open nothing any more
   iris audit verify                         whether the audit log is as it was written
   iris config check --config iris.toml      what it would run with, and where each value comes from
@@ -98,6 +100,8 @@ enum Command {
     Recv(recv::RecvArgs),
     /// Talk with another user
     Chat(chat::ChatArgs),
+    /// Say what this machine lacks
+    Doctor(doctor::DoctorArgs),
     /// Check a configuration
     Config(config::ConfigArgs),
     /// Look into the logs of a data directory; set damage aside
@@ -134,6 +138,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Send(args) => send::run(&args),
         Command::Recv(args) => recv::run(&args),
         Command::Chat(args) => chat::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Log(args) => log::run(&args),
         Command::Backup(args) => backup::run(&args),

@@ -17,6 +17,7 @@ pub mod audit;
 pub mod certificate;
 pub mod clock;
 pub mod dev;
+pub mod doctor;
 pub mod mesh;
 pub mod notify;
 pub mod offline;

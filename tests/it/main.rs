@@ -12,6 +12,7 @@ mod bench;
 mod certificates;
 mod crash;
 mod delivery;
+mod doctor;
 mod drain;
 mod failed_sync;
 mod full_disk;
