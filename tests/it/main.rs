@@ -11,6 +11,7 @@ mod audit;
 mod bench;
 mod certificates;
 mod crash;
+mod dashboards;
 mod delivery;
 mod doctor;
 mod drain;
