@@ -143,7 +143,7 @@ impl Core {
             if let Some(connection) = self.connections.get(*id)
                 && !std::mem::replace(&mut connection.dirty, true)
             {
-                self.dirty.push(*id);
+                self.dirty.push_back(*id);
             }
         }
     }
@@ -198,7 +198,7 @@ impl Core {
 
     pub(super) fn mark_dirty(&mut self, connection: &mut Connection) {
         if !std::mem::replace(&mut connection.dirty, true) {
-            self.dirty.push(connection.id);
+            self.dirty.push_back(connection.id);
         }
     }
 
