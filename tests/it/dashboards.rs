@@ -22,12 +22,11 @@ fn named(text: &str) -> BTreeSet<String> {
 /// How a heading is linked to.
 fn anchor(heading: &str) -> String {
     let lower = heading.to_lowercase();
-    let kept = lower.chars()
-        .filter_map(|letter| match letter {
-            ' ' => Some('-'),
-            letter if letter.is_alphanumeric() || letter == '-' => Some(letter),
-            _ => None,
-        });
+    let kept = lower.chars().filter_map(|letter| match letter {
+        ' ' => Some('-'),
+        letter if letter.is_alphanumeric() || letter == '-' => Some(letter),
+        _ => None,
+    });
     kept.collect::<String>()
 }
 
