@@ -98,7 +98,8 @@ impl GoodbyeReason {
             | Self::Overloaded
             | Self::Internal
             | Self::Normal
-            | Self::Unavailable => AfterGoodbye::Reconnect,
+            | Self::Unavailable
+            | Self::TooManySessions => AfterGoodbye::Reconnect,
         }
     }
 
@@ -115,6 +116,9 @@ impl GoodbyeReason {
             Self::Version => "no common protocol version; update the client",
             Self::DeviceMismatch => "the token is for another device; use that device's name",
             Self::TooManyDevices => "the user has too many devices; remove one first",
+            Self::TooManySessions => {
+                "the user has too many sessions; end one, or connect again later"
+            }
             Self::Replaced => "the same device connected somewhere else; that connection stays",
             Self::ShuttingDown => "the switch is going down; connect again",
             Self::Overloaded => "the switch is busy; connect again later",

@@ -145,6 +145,10 @@ pub struct Limits {
     pub connections_per_core: u64,
     /// Connections of one core that have not logged in.
     pub handshakes_per_core: u64,
+    /// Those of them from one address; 0: any number.
+    pub handshakes_per_address: u64,
+    /// Sessions of one user.
+    pub sessions_per_user: u64,
     /// Connections from one address; 0: any number.
     pub connections_per_address: u64,
     /// Logins from one address that may fail in a minute, and at once; 0: any number.
@@ -613,6 +617,8 @@ fn limits(settled: &Settled) -> Result<Limits, ConfigError> {
         inbox_entries: settled.number("limits.inbox_entries")?,
         connections_per_core: settled.number("limits.connections_per_core")?,
         handshakes_per_core: settled.number("limits.handshakes_per_core")?,
+        handshakes_per_address: settled.number("limits.handshakes_per_address")?,
+        sessions_per_user: settled.number("limits.sessions_per_user")?,
         connections_per_address: settled.number("limits.connections_per_address")?,
         failed_logins_per_minute: settled.number("limits.failed_logins_per_minute")?,
         failed_logins_per_user_per_minute: settled
@@ -721,6 +727,7 @@ fn settle_dev(settled: &mut Settled) -> Result<Vec<KeyFile>, ConfigError> {
         ("auth.issuer", Value::Text(dev::ISSUER.to_owned())),
         ("limits.messages_per_s", Value::Number(0)),
         ("limits.connections_per_address", Value::Number(0)),
+        ("limits.handshakes_per_address", Value::Number(0)),
         ("limits.failed_logins_per_minute", Value::Number(0)),
         ("limits.failed_logins_per_user_per_minute", Value::Number(0)),
     ];

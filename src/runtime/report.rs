@@ -42,6 +42,12 @@ pub struct Totals {
     pub failed_logins: u64,
     /// Further tokens that were not taken, whose senders were told when to try again.
     pub refused_logins: u64,
+    /// Good tokens that were not taken because they are revoked.
+    pub revoked_logins: u64,
+    /// Logins sent away because their user has as many sessions as it may.
+    pub refused_sessions: u64,
+    /// Sessions that ended because their tokens were revoked.
+    pub revoked_sessions: u64,
     /// Handshakes that broke the rules of TLS.
     pub failed_handshakes: u64,
     /// Handshakes that waited for a later turn.
@@ -52,6 +58,8 @@ pub struct Totals {
     pub refused_full: u64,
     /// Connections closed because the core has as many strangers as it may.
     pub refused_handshakes: u64,
+    /// Connections closed because their address has as many strangers on the core as it may.
+    pub refused_crowd: u64,
     /// Connections closed because their address has as many as it may.
     pub refused_address: u64,
     /// Connections closed or sent away because the core was overloaded.
@@ -70,6 +78,8 @@ pub struct Totals {
     pub write_timeouts: u64,
     /// Connections ended because a frame was not finished.
     pub frame_timeouts: u64,
+    /// Connections ended because they sent far more TLS records than was in them.
+    pub cut_for_records: u64,
 }
 
 impl Totals {

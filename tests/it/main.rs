@@ -18,6 +18,7 @@ mod drain;
 mod failed_sync;
 mod full_disk;
 mod gate;
+mod half_open;
 mod harness;
 mod hygiene;
 mod limits;

@@ -180,11 +180,11 @@ impl Admin {
         let serving = Serving {
             asker: Asker::new(opening.lines, ANSWER_MAX),
             gatherer: Gatherer::new(opening.histograms, ANSWER_MAX),
-            revoker: opening.revoker,
             facts: Facts {
                 admin: port.as_ref().map(Port::address),
-                ..Facts::of_this_process(opening.address)
+                ..Facts::of_this_process(opening.address, opening.revoker.audit_counts())
             },
+            revoker: opening.revoker,
             config: configured,
             listener,
             port,

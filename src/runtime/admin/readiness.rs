@@ -4,15 +4,17 @@
 //! not serve some of its users, is alive (`/healthz`) and not ready.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::asker::{ANSWER_MAX, Answer};
+use crate::runtime::audit::Counts;
 use crate::runtime::clock::Clock;
 use crate::runtime::report::{CoreReport, LogReport};
 use crate::runtime::storage::Space;
 
-/// What does not change while the process lives.
+/// What is known without asking a core.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub version: &'static str,
@@ -20,17 +22,20 @@ pub(super) struct Facts {
     pub address: SocketAddr,
     /// Where it can be asked over TCP.
     pub admin: Option<SocketAddr>,
+    /// What the audit log has taken and lost.
+    pub audit: Arc<Counts>,
     /// What it is called among others: its host's name and its port.
     pub node: String,
 }
 
 impl Facts {
-    pub fn of_this_process(address: SocketAddr) -> Self {
+    pub fn of_this_process(address: SocketAddr, audit: Arc<Counts>) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             address,
             admin: None,
+            audit,
             node: format!("{}:{}", host_name(), address.port()),
         }
     }

@@ -400,13 +400,15 @@ fn probe(reasons: &[String], fine: &str) -> Page {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::readiness::tests::healthy;
     use super::*;
     use crate::measure::dump::Row;
     use crate::measure::{Histograms, Stage};
 
     fn facts() -> Facts {
-        Facts::of_this_process("127.0.0.1:7447".parse().unwrap())
+        Facts::of_this_process("127.0.0.1:7447".parse().unwrap(), Arc::default())
     }
 
     #[test]

@@ -287,7 +287,8 @@ impl Lanes {
         self.lanes.iter_mut().for_each(|lane| lane.store.rest());
     }
 
-    /// Unmaps segments that were removed; only while no page-in of this core is under way.
+    /// Unmaps segments that were removed before the last call, before which all page-ins must have begun
+    /// that are under way: see [`super::outbound::PageIns`].
     pub(super) fn unmap_removed(&mut self) {
         self.lanes
             .iter_mut()

@@ -32,8 +32,7 @@ mod report;
 mod revoking;
 mod survey;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,7 +41,7 @@ use hashbrown::HashMap;
 use iris_proto::id::SendEpoch;
 use iris_proto::v2::GoodbyeReason;
 
-use super::admission::Admission;
+use super::admission::{Admission, Crowds};
 use super::audit::Queue;
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
@@ -61,10 +60,12 @@ pub use connection::Handoff;
 use connection::{Connections, State};
 use drain::Draining;
 pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
+use expiry::Alarms;
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
 use measuring::Measuring;
-use patience::{TALK_BURST, TALK_PER_S};
+use outbound::PageIns;
+use patience::{IDLE_RECORDS_BURST, IDLE_RECORDS_PER_S, RECORD_RESTS_MAX, TALK_BURST, TALK_PER_S};
 use peaks::Turns;
 use revoking::Revoking;
 use survey::Survey;
@@ -79,9 +80,6 @@ pub const ACK_GATHER: Duration = Duration::from_millis(200);
 /// A device that acknowledged so many entries since its last proposed cursor does not wait for the
 /// gathering, or a fast inbox would look full.
 pub const ACK_GATHER_ENTRIES: u64 = 512;
-/// Alarms of sessions that are gone or have a new token which a core may remember, beside twice as many as
-/// it has sockets.
-const EXPIRING_SLACK: usize = 1024;
 /// How long a peer may take to close after our Goodbye before we cut.
 pub const CLOSING_MAX: Duration = Duration::from_secs(2);
 
@@ -153,9 +151,14 @@ pub(super) struct Core {
     /// What users may still send; `None`: as much as they like.
     rates: Option<Buckets<UserHash>>,
     talk_rate: Rate,
+    /// Of records that bring nothing, and of rests for them.
+    idle_rate: Rate,
+    rest_rate: Rate,
     ladder: Ladder,
     /// Connections that count as strangers.
     strangers: usize,
+    /// Them by their addresses.
+    crowds: Crowds,
     /// Handshakes that wait for a turn with time for them.
     handshakes: VecDeque<SocketId>,
     /// One of them is done from then on, whatever else there is to do.
@@ -176,8 +179,8 @@ pub(super) struct Core {
     connections: Connections,
     /// Live sessions of each user that has any, for waking them.
     sessions: HashMap<(ShardId, UserSlot), Vec<SocketId>>,
-    /// Live sessions that only send, by user and send epoch.
-    senders: HashMap<(UserHash, SendEpoch), SocketId>,
+    /// Live sessions that only send, of each user that has any, by send epoch.
+    senders: HashMap<UserHash, Vec<(SendEpoch, SocketId)>>,
     /// Connections that are [`State::Live`].
     live_sessions: u64,
     /// Connections that may have something to send, longest waiting first; each once.
@@ -194,8 +197,8 @@ pub(super) struct Core {
     greeting: VecDeque<(Instant, SocketId)>,
     /// Those who were told Goodbye, oldest first.
     closing: VecDeque<(Instant, SocketId)>,
-    /// When sessions are to be warned or ended, in seconds since the Unix epoch.
-    expiring: BinaryHeap<Reverse<(u64, SocketId)>>,
+    /// When sessions are to be warned or ended.
+    alarms: Alarms,
     events: Vec<Event>,
     /// Plaintext of the connection at hand.
     plain: Vec<u8>,
@@ -210,7 +213,7 @@ pub(super) struct Core {
     /// What all cores know of who has stopped.
     farewells: Arc<Farewells>,
     /// Page-ins under way, and those who wait for one of them to end.
-    populating: usize,
+    page_ins: PageIns,
     waiting_to_populate: Vec<SocketId>,
     totals: Totals,
     /// How full it was lately.
@@ -233,8 +236,11 @@ impl Core {
             audit: parts.audit,
             admission: parts.admission,
             talk_rate: Rate::new(TALK_PER_S, 1, TALK_BURST).expect("more than none"),
+            idle_rate: Rate::new(IDLE_RECORDS_PER_S, 1, IDLE_RECORDS_BURST).expect("as above"),
+            rest_rate: Rate::new(1, 1, RECORD_RESTS_MAX).expect("as above"),
             ladder: Ladder::default(),
             strangers: 0,
+            crowds: Crowds::default(),
             handshakes: VecDeque::new(),
             next_handshake: now.monotonic,
             next_arrivals: now.monotonic,
@@ -262,7 +268,7 @@ impl Core {
             gathering: Vec::new(),
             greeting: VecDeque::new(),
             closing: VecDeque::new(),
-            expiring: BinaryHeap::new(),
+            alarms: Alarms::default(),
             events: Vec::with_capacity(EVENTS_PER_TURN),
             plain: Vec::new(),
             command: Vec::new(),
@@ -272,7 +278,7 @@ impl Core {
             next_gathering: now.monotonic,
             draining: None,
             farewells: parts.farewells,
-            populating: 0,
+            page_ins: PageIns::default(),
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
             turns: Turns::default(),
@@ -380,7 +386,7 @@ impl Core {
 
     fn job_done(&mut self, job: u64, result: Result<(), i32>, buffers: Vec<Vec<u8>>) {
         match outbound::populated_for(job) {
-            Some(id) => self.populated(id, result),
+            Some((id, page_in)) => self.populated(id, page_in, result),
             None => {
                 self.now.touch();
                 let set = &mut self.measuring.set;
@@ -428,8 +434,7 @@ impl Core {
         self.next_tick = self.now.monotonic + TICK;
         let set = &mut self.measuring.set;
         self.lanes.release_held(&mut self.now, set);
-        self.audit.settle(self.now.unix_ms);
-        if self.populating == 0 {
+        if self.page_ins.turn() {
             self.lanes.unmap_removed();
         }
         while let Ok(control) = self.control.try_recv() {
