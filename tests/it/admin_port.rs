@@ -1,8 +1,9 @@
 //! The admin port: what a stranger on this machine gets without a token, with one, and never.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use super::admin;
@@ -90,13 +91,14 @@ fn the_port_takes_no_orders_from_anybody() {
     let data = data_dir();
     let (server, port) = start(data.path());
     let mut ann = Raw::login(&server, "ann");
-    let body = r#"{"user":"ann"}"#;
-    let request = format!(
-        "POST /revoke HTTP/1.1\r\nHost: iris\r\nAuthorization: Bearer {TOKEN}\r\n\
-         Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    assert_eq!(exchange(port, &request).0, 403);
+    for (path, body) in [("/revoke", r#"{"user":"ann"}"#), ("/histograms/reset", "")] {
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: iris\r\nAuthorization: Bearer {TOKEN}\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        assert_eq!(exchange(port, &request).0, 403, "{path}");
+    }
     ann.until_pong();
 }
 
@@ -149,10 +151,18 @@ fn a_token_that_is_none_keeps_the_switch_from_starting() {
     command.arg(data.path().join("data"));
     command.env("IRIS_ADMIN__LISTEN", "127.0.0.1:0");
     command.env("IRIS_ADMIN__TOKEN_FILE", &file);
-    let output = command.output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let line = String::from_utf8(output.stderr).unwrap();
-    assert!(line.contains("openssl rand -hex 32"), "{line}");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let refused = said.any(|line| {
+        let line = line.unwrap();
+        if line.contains("ready") {
+            child.kill().unwrap();
+            panic!("it serves: {line}");
+        }
+        line.contains("openssl rand -hex 32")
+    });
+    assert!(refused);
+    assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 
 /// R: E-2
