@@ -12,6 +12,7 @@ mod backup;
 mod chat;
 mod completions;
 mod config;
+mod hist;
 mod log;
 mod logging;
 pub mod output;
@@ -51,6 +52,7 @@ Examples:
   iris token --user alice                   a token for it, good for an hour
   iris serve --config /etc/iris/iris.toml   a switch as configured
   iris status                               whether it is ready, and why not
+  iris hist                                 how long each stage of a message's way takes
   iris revoke --user alice                  her tokens of before now open nothing any more
   iris audit verify                         whether the audit log is as it was written
   iris config check --config iris.toml      what it would run with, and where each value comes from
@@ -82,6 +84,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Ask a running switch whether it is ready
     Status(status::StatusArgs),
+    /// Show how long each stage of a message's way takes
+    Hist(hist::HistArgs),
     /// Refuse tokens that were good until now
     Revoke(revoke::RevokeArgs),
     /// Verify the audit log
@@ -123,6 +127,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::run(&args, program.as_deref().unwrap_or("iris")),
         Command::Status(args) => status::run(&args),
+        Command::Hist(args) => hist::run(&args),
         Command::Revoke(args) => revoke::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Token(args) => token::run(&args),
@@ -203,6 +208,10 @@ mod tests {
         assert!(refused("iris revoke --user a --jti b").contains("cannot be used with"));
         assert!(refused("iris revoke --jti b --before 7").contains("cannot be used with"));
         assert!(refused("iris revoke --user a --before yesterday").contains("instant"));
+        assert!(refused("iris hist --reset --interval 5s").contains("cannot be used with"));
+        assert!(refused("iris hist --interval 0s").contains("1s"));
+        assert!(refused("iris hist --follow").contains("--interval"));
+        assert!(refused("iris hist diff a.json").contains("<B>"));
         assert!(refused("iris log salvage --confirm x").contains("--set-aside"));
         assert!(refused("iris log salvage --set-aside --log 1").contains("cannot be used with"));
         assert!(refused("iris log dump --checkpoint --bodies").contains("cannot be used with"));

@@ -16,6 +16,7 @@ mod failed_sync;
 mod full_disk;
 mod gate;
 mod harness;
+mod hist;
 mod hygiene;
 mod limits;
 mod live_fuzz;
