@@ -31,3 +31,4 @@ mod secrets;
 mod small_disk;
 mod start;
 mod tour;
+mod trace;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   curl, probe, `iris status` ──HTTP/1.1──▶ <data>/admin.sock ─▶ one thread, tokio and hyper
-//!                                                                  │ routes ─▶ asker, gatherer, revoker
+//!                                                                  │ routes ─▶ asker, gatherer, watcher, revoker
 //!   every core, in its next tick ◀── Control, doorbell ────────────┘
 //! ```
 //!
@@ -29,6 +29,7 @@ mod readiness;
 mod revoker;
 mod routes;
 pub mod socket;
+mod watcher;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -51,7 +52,12 @@ use readiness::Facts;
 pub use readiness::Status;
 use revoker::Wish;
 pub use revoker::{REVOKE_MAX, RevokeLine, Revoked, Revoker};
-pub use routes::{HISTOGRAMS_PATH, RESET_PATH, REVOKE_PATH, Revocation, STATUS_PATH};
+pub use routes::{
+    HISTOGRAMS_PATH, RESET_PATH, REVOKE_PATH, Revocation, STATUS_PATH, TRACE_NEXT_PATH, TRACE_PATH,
+    TraceBegin, TraceNext,
+};
+use watcher::Watcher;
+pub use watcher::{Traced, WatchLine};
 
 /// Connections at a time. Further ones wait in the kernel until one of these ends.
 pub const CONNECTIONS_MAX: usize = 8;
@@ -100,6 +106,17 @@ pub enum AdminError {
     },
 }
 
+/// The ways to the cores, in the order of their numbers.
+#[derive(Default)]
+pub struct Lines {
+    /// For reports.
+    pub reports: Vec<Line>,
+    /// For histograms.
+    pub histograms: Vec<HistogramLine>,
+    /// For traces.
+    pub traces: Vec<WatchLine>,
+}
+
 /// The admin socket, open. Dropping it ends the thread and removes the file.
 #[derive(Debug)]
 pub struct Admin {
@@ -113,15 +130,16 @@ impl Admin {
     pub fn open(
         data: &Path,
         address: SocketAddr,
-        (lines, histogram_lines): (Vec<Line>, Vec<HistogramLine>),
+        lines: Lines,
         revoker: Revoker,
     ) -> Result<Self, AdminError> {
         let path = data.join(socket::NAME);
         let listener = socket::listen(data)?;
         let (stop, stopped) = oneshot::channel();
         let serving = Serving {
-            asker: Asker::new(lines, ANSWER_MAX),
-            gatherer: Gatherer::new(histogram_lines, ANSWER_MAX),
+            asker: Asker::new(lines.reports, ANSWER_MAX),
+            gatherer: Gatherer::new(lines.histograms, ANSWER_MAX),
+            watcher: Watcher::new(lines.traces, ANSWER_MAX),
             revoker,
             facts: Facts::of_this_process(address),
             listener,
@@ -160,6 +178,7 @@ impl Drop for Admin {
 struct Ways {
     asks: mpsc::Sender<Ask>,
     gathers: mpsc::Sender<Gather>,
+    watches: mpsc::Sender<watcher::Wish>,
     wishes: mpsc::Sender<Wish>,
 }
 
@@ -167,6 +186,7 @@ struct Ways {
 struct Serving {
     asker: Asker,
     gatherer: Gatherer,
+    watcher: Watcher,
     revoker: Revoker,
     facts: Facts,
     listener: std::os::unix::net::UnixListener,
@@ -193,12 +213,15 @@ impl Serving {
         let asking = self.asker.run(asked);
         let (gathers, gathered) = mpsc::channel(ASKS_MAX);
         let gathering = self.gatherer.run(gathered);
+        let (watches, watched) = mpsc::channel(ASKS_MAX);
+        let watching = self.watcher.run(watched);
         let (wishes, wished) = mpsc::channel(ASKS_MAX);
         let revoking = self.revoker.run(wished);
-        tokio::pin!(asking, gathering, revoking);
+        tokio::pin!(asking, gathering, watching, revoking);
         let ways = Ways {
             asks,
             gathers,
+            watches,
             wishes,
         };
         loop {
@@ -206,6 +229,7 @@ impl Serving {
                 _ = &mut stopped => return Ok(()), // open connections are cut
                 () = &mut asking => return Ok(()), // never: `ways` lives
                 () = &mut gathering => return Ok(()),
+                () = &mut watching => return Ok(()),
                 () = &mut revoking => return Ok(()),
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {

@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -16,6 +17,7 @@ use super::gatherer::{Gather, Gathered};
 use super::metrics;
 use super::readiness::{Facts, Status, not_healthy, not_ready, notes};
 use super::revoker::{RevokeFailure, Wanted, Wish};
+use super::watcher;
 use crate::auth::RevokeError;
 use crate::measure::dump::Dump;
 use crate::runtime::clock::Clock;
@@ -26,6 +28,10 @@ pub const STATUS_PATH: &str = "/status";
 pub const HISTOGRAMS_PATH: &str = "/histograms";
 /// The same, and they begin anew.
 pub const RESET_PATH: &str = "/histograms/reset";
+/// Where a [`TraceBegin`] goes.
+pub const TRACE_PATH: &str = "/trace";
+/// Where a [`TraceNext`] goes.
+pub const TRACE_NEXT_PATH: &str = "/trace/next";
 /// Where a [`Revocation`] goes.
 pub const REVOKE_PATH: &str = "/revoke";
 /// Bytes of a request's body. More are answered 413.
@@ -44,6 +50,8 @@ enum Action {
     Status,
     Histograms,
     Reset,
+    Trace,
+    TraceNext,
     Revoke,
 }
 
@@ -72,13 +80,15 @@ const fn post(path: &'static str, action: Action) -> Route {
 }
 
 /// Everything that can be asked for.
-static ROUTES: [Route; 7] = [
+static ROUTES: [Route; 9] = [
     get("/healthz", Action::Health),
     get("/readyz", Action::Ready),
     get("/metrics", Action::Metrics),
     get(STATUS_PATH, Action::Status),
     get(HISTOGRAMS_PATH, Action::Histograms),
     post(RESET_PATH, Action::Reset),
+    post(TRACE_PATH, Action::Trace),
+    post(TRACE_NEXT_PATH, Action::TraceNext),
     post(REVOKE_PATH, Action::Revoke),
 ];
 
@@ -118,6 +128,24 @@ pub struct Revocation {
     pub jti: Option<String>,
 }
 
+/// Whose messages are to be traced, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceBegin {
+    /// Whose.
+    pub user: String,
+    /// For so many milliseconds.
+    pub for_ms: u64,
+}
+
+/// Of which trace the next steps are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceNext {
+    /// Its number, as the answer to [`TraceBegin`] said it.
+    pub watch: u64,
+}
+
 /// Answers one request. A body is read only where one is wanted.
 pub(super) async fn answer(
     request: Request<Incoming>,
@@ -127,6 +155,13 @@ pub(super) async fn answer(
     let page = match find(request.method(), request.uri().path()) {
         Ok(Action::Revoke) => match body(request.into_body()).await {
             Ok(body) => revoke(&body, &ways.wishes).await,
+            Err(refusal) => refusal,
+        },
+        Ok(action @ (Action::Trace | Action::TraceNext)) => match body(request.into_body()).await {
+            Ok(body) => match watch_wanted(action, &body) {
+                Ok(what) => watch(what, &ways.watches).await,
+                Err(why) => Page::new(StatusCode::BAD_REQUEST, TEXT, why + "\n"),
+            },
             Err(refusal) => refusal,
         },
         Ok(Action::Histograms) => histograms(facts, &ways.gathers, false).await,
@@ -218,6 +253,32 @@ fn wanted(body: &[u8]) -> Result<Wanted, String> {
     }
 }
 
+async fn watch(what: watcher::Wanted, watches: &mpsc::Sender<watcher::Wish>) -> Page {
+    let (answer, traced) = oneshot::channel();
+    if watches.send(watcher::Wish { what, answer }).await.is_err() {
+        return stopping();
+    }
+    match traced.await {
+        Ok(Ok(traced)) => json(&traced),
+        Ok(Err(why)) => Page::new(StatusCode::CONFLICT, TEXT, why + "\n"),
+        Err(_) => stopping(),
+    }
+}
+
+/// What is wanted of a trace.
+fn watch_wanted(action: Action, body: &[u8]) -> Result<watcher::Wanted, String> {
+    let no_sense = |error| format!("this is no question about a trace ({error}); see `iris trace`");
+    if action == Action::TraceNext {
+        let TraceNext { watch } = serde_json::from_slice(body).map_err(no_sense)?;
+        return Ok(watcher::Wanted::Next { watch });
+    }
+    let TraceBegin { user, for_ms } = serde_json::from_slice(body).map_err(no_sense)?;
+    let user =
+        UserId::new(&user).map_err(|error| format!("there can be no user {user:?}: {error}"))?;
+    let time = Duration::from_millis(for_ms);
+    Ok(watcher::Wanted::Begin { user, time })
+}
+
 /// What the cores have recorded.
 async fn histograms(facts: &Facts, gathers: &mpsc::Sender<Gather>, reset: bool) -> Page {
     let (answer, gathered) = oneshot::channel();
@@ -292,7 +353,7 @@ fn perform(action: Action, facts: &Facts, answers: &[Answer]) -> Page {
         }
         Action::Metrics => Page::new(StatusCode::OK, METRICS, metrics::render(facts, answers)),
         Action::Status => json(&Status::of(facts, answers)),
-        Action::Histograms | Action::Reset | Action::Revoke => {
+        Action::Histograms | Action::Reset | Action::Trace | Action::TraceNext | Action::Revoke => {
             unreachable!("it asks no core how it is")
         }
     }

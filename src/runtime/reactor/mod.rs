@@ -29,6 +29,7 @@ mod outbound;
 mod patience;
 mod report;
 mod revoking;
+mod tracer;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -49,6 +50,7 @@ use super::policy::Policy;
 use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
+use super::trace::{Noted, Watch};
 use crate::auth::Revocations;
 use crate::limit::{Buckets, Ladder, Rate, Shed};
 use crate::measure::Histograms;
@@ -65,6 +67,7 @@ use lanes::Lanes;
 use measuring::Measuring;
 use patience::{TALK_BURST, TALK_PER_S};
 use revoking::Revoking;
+use tracer::Tracer;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
 pub const EVENTS_PER_TURN: usize = 512;
@@ -96,6 +99,13 @@ pub enum Control {
         reset: bool,
         /// Not waited for, as with `Report`.
         reply: Sender<Box<Histograms>>,
+    },
+    /// Watch these users from now on, and nobody else; say what was noted of those before.
+    Trace {
+        /// Whom, and up to when.
+        watches: Vec<Watch>,
+        /// Not waited for, as with `Report`.
+        reply: Sender<Noted>,
     },
     /// From now on this certificate, these keys and these limits hold. Whoever is here stays.
     Adopt {
@@ -209,6 +219,7 @@ pub(super) struct Core {
     waiting_to_populate: Vec<SocketId>,
     totals: Totals,
     measuring: Measuring,
+    tracer: Tracer,
 }
 
 impl Core {
@@ -266,6 +277,7 @@ impl Core {
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
             measuring: Measuring::new(now.unix_ms),
+            tracer: Tracer::new(now.monotonic),
         }
     }
 
@@ -287,7 +299,7 @@ impl Core {
                 }
             }
         }
-        tracing::info!(core = self.id.0, totals = ?self.totals(), "core stopped");
+        self.tell_the_end();
         // A bounded channel keeps what nobody will take: who asked shall not wait for an answer.
         drop(self.control.try_iter().last());
         self.lanes.durable_ends()
@@ -430,6 +442,9 @@ impl Core {
                 } => {
                     let _ = reply.try_send(self.hand_over_histograms(empty, reset));
                 }
+                Control::Trace { watches, reply } => {
+                    let _ = reply.try_send(self.watch(watches));
+                }
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }
@@ -449,6 +464,7 @@ impl Core {
         while let Some(id) = pop_due(&mut self.closing, self.now.monotonic) {
             self.drop_connection(id);
         }
+        self.end_watches();
         self.expire_sessions();
         self.end_rests();
         self.look_around();
