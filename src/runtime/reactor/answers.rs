@@ -144,7 +144,7 @@ impl Core {
             if let Some(connection) = self.connections.get(*id)
                 && !std::mem::replace(&mut connection.dirty, true)
             {
-                self.dirty.push(*id);
+                self.dirty.push_back(*id);
             }
         }
     }
@@ -199,7 +199,7 @@ impl Core {
 
     pub(super) fn mark_dirty(&mut self, connection: &mut Connection) {
         if !std::mem::replace(&mut connection.dirty, true) {
-            self.dirty.push(connection.id);
+            self.dirty.push_back(connection.id);
         }
     }
 

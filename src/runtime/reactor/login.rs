@@ -6,10 +6,10 @@
 //! ```
 //!
 //! Strangers have room of their own, `limits.handshakes_per_core`: however many come, they take no place
-//! of a session. What they cost a core in a turn is bounded: so many are let in and let go
-//! ([`ARRIVALS_PER_TURN`], [`DEPARTURES_PER_TURN`]), and one step of one handshake is done, when nothing
-//! else is to be done ([`HANDSHAKE_PAUSE_MAX`]). Whoever comes beyond it waits, with what it sent, for a
-//! later turn: so a storm takes the time that sessions leave.
+//! of a session. What they cost a core is bounded: so many are accepted ([`ARRIVALS_AT_ONCE`]), let go
+//! ([`DEPARTURES_PER_TURN`]), and one step of one handshake is done ([`HANDSHAKE_PAUSE_MAX`]), when nothing
+//! else is to be done, or a millisecond after the last ones. Whoever comes beyond it waits in the kernel's
+//! queue, or here with what it sent: so a storm takes the time that sessions leave.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -40,10 +40,11 @@ use crate::stamp::Stamp;
 /// the core waits. So it is done in a turn that has nothing else to do, one each turn; but one is done
 /// whatever there is, when the last one was so long ago: a busy core gives strangers a fifth of its time.
 pub const HANDSHAKE_PAUSE_MAX: Duration = Duration::from_millis(1);
-/// Accepted connections that one turn makes room for; the others wait. Each costs some 10 us.
-pub const ARRIVALS_PER_TURN: usize = 4;
-/// Accepted connections that wait for a turn. More are closed as they come.
-pub const ARRIVALS_MAX: usize = 4_096;
+/// Connections that are accepted at once, by some 10 us each, also if they are only closed again. The next
+/// ones are in a turn that has nothing else to do, or after [`ARRIVALS_PAUSE_MAX`].
+pub const ARRIVALS_AT_ONCE: usize = 8;
+/// So a busy core gives arrivals a tenth of its time.
+pub const ARRIVALS_PAUSE_MAX: Duration = Duration::from_millis(1);
 /// Connections that one turn lets go whose peers have ended them, by some 10 us each.
 pub const DEPARTURES_PER_TURN: usize = 8;
 /// How long a stranger may take to log in when others want his room.
@@ -58,32 +59,21 @@ pub const FULL_RETRY_MS: u64 = 10_000;
 type Leave = (GoodbyeReason, u64);
 
 impl Core {
-    /// A connection has been accepted, and waits for a turn that makes room for it.
-    pub(super) fn arrived(&mut self, socket: OwnedFd) {
-        if self.arrivals.len() < ARRIVALS_MAX {
-            self.arrivals.push_back(socket);
-        } else {
-            self.totals.refused_handshakes += 1; // dropped, and so closed
+    /// Lets some come if there is time, and lets some go whose peers are gone.
+    pub(super) fn come_and_go(&mut self, is_idle: bool) {
+        if is_idle || self.now.monotonic >= self.next_arrivals {
+            self.next_arrivals = self.now.monotonic + ARRIVALS_PAUSE_MAX;
+            self.sockets.accept_up_to(ARRIVALS_AT_ONCE);
         }
-    }
-
-    /// Lets in some of those who arrived, and lets some go whose peers are gone.
-    pub(super) fn come_and_go(&mut self) {
         for _ in 0..DEPARTURES_PER_TURN {
             let Some(id) = self.departures.pop_front() else {
                 break;
             };
             self.drop_connection(id);
         }
-        for _ in 0..ARRIVALS_PER_TURN {
-            let Some(socket) = self.arrivals.pop_front() else {
-                break;
-            };
-            self.accepted(socket);
-        }
     }
 
-    fn accepted(&mut self, socket: OwnedFd) {
+    pub(super) fn accepted(&mut self, socket: OwnedFd) {
         // Before TLS nothing can be said: a socket that is dropped is closed.
         let address = peer_of(&socket).map(|peer| peer.ip());
         let Some(guest) = self.admit(address) else {

@@ -33,7 +33,6 @@ mod tracer;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -167,8 +166,8 @@ pub(super) struct Core {
     handshakes: VecDeque<SocketId>,
     /// One of them is done from then on, whatever else there is to do.
     next_handshake: Instant,
-    /// Accepted connections for which no turn had time yet; `ARRIVALS_MAX` at most.
-    arrivals: VecDeque<OwnedFd>,
+    /// The next connections are accepted from then on, whatever else there is to do.
+    next_arrivals: Instant,
     /// Connections whose peers have ended them, to be let go; each once.
     departures: VecDeque<SocketId>,
     /// Sessions that talked too much and are not read until the next tick.
@@ -187,8 +186,10 @@ pub(super) struct Core {
     senders: HashMap<(UserHash, SendEpoch), SocketId>,
     /// Connections that are [`State::Live`].
     live_sessions: u64,
-    /// Connections that may have something to send.
-    dirty: Vec<SocketId>,
+    /// Connections that may have something to send, longest waiting first; each once.
+    dirty: VecDeque<SocketId>,
+    /// What this turn has sent.
+    sent_bytes: usize,
     /// Stalled connections whose own obstacle is gone.
     retry: Vec<SocketId>,
     /// Connections stalled because the core was congested.
@@ -239,7 +240,7 @@ impl Core {
             strangers: 0,
             handshakes: VecDeque::new(),
             next_handshake: now.monotonic,
-            arrivals: VecDeque::new(),
+            next_arrivals: now.monotonic,
             departures: VecDeque::new(),
             resting: Vec::new(),
             looked_at: 0,
@@ -257,7 +258,8 @@ impl Core {
             sessions: HashMap::new(),
             senders: HashMap::new(),
             live_sessions: 0,
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
+            sent_bytes: 0,
             retry: Vec::new(),
             congested: Vec::new(),
             gathering: Vec::new(),
@@ -312,7 +314,7 @@ impl Core {
         let (is_congested, now_us) = (self.is_congested(), self.now_us());
         self.ladder.look(is_congested, now_us);
         let is_idle = !self.take_events() & !self.take_mail();
-        self.come_and_go();
+        self.come_and_go(is_idle);
         self.shake_hands(is_idle);
         self.carry_out();
         self.retry_stalled();
@@ -331,7 +333,7 @@ impl Core {
         let may_go_on = self.retry.is_empty() && self.congested.is_empty();
         self.dirty.is_empty()
             && self.handshakes.is_empty()
-            && self.arrivals.is_empty()
+            && !self.sockets.may_accept_more(login::ARRIVALS_AT_ONCE)
             && self.departures.is_empty()
             && (may_go_on || self.is_congested() || self.draining.is_some())
             && self.lanes.effects.is_empty()
@@ -350,7 +352,7 @@ impl Core {
         let has_come = !events.is_empty();
         for event in events.drain(..) {
             match event {
-                Event::Accepted { socket } => self.arrived(socket),
+                Event::Accepted { socket } => self.accepted(socket),
                 Event::AcceptFailed { errno } => {
                     let error = std::io::Error::from_raw_os_error(errno);
                     tracing::warn!(core = self.id.0, %error, "a connection could not be accepted; accepting goes on after a pause");
