@@ -187,7 +187,7 @@ impl Dump {
     /// As text, one histogram a line.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let rows = self.histograms.iter().map(|row| json(row));
+        let rows = self.histograms.iter().map(json);
         let rows: Vec<String> = rows.collect();
         format!(
             "{{\"format\":{},\"unit\":{},\"silent\":{},\"histograms\":[\n{}\n]}}",

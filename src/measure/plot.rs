@@ -136,9 +136,8 @@ pub fn terminal(curves: &[Curve]) -> String {
     let span = Span::of(curves);
     let mut grid = vec![[' '; COLUMNS]; LINES];
     for (curve, mark) in curves.iter().zip(MARKS.iter().cycle()) {
-        for column in 0..COLUMNS {
-            let nines = span.nines * column as f64 / (COLUMNS - 1) as f64;
-            let Some(value) = curve.at(nines) else { break };
+        let at = |column: usize| curve.at(span.nines * column as f64 / (COLUMNS - 1) as f64);
+        for (column, value) in (0..COLUMNS).map_while(|column| Some((column, at(column)?))) {
             let up = (span.height(value) * (LINES - 1) as f64).round() as usize;
             grid[LINES - 1 - up][column] = *mark;
         }

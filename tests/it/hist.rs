@@ -76,7 +76,7 @@ fn every_message_is_counted_once_in_every_stage_of_its_way() {
         assert!(max_ms <= took + 50, "{}: {max_ms} ms", merged.stage);
     }
     let of = |stage: Stage| all.iter().find(|one| one.stage == stage.name()).unwrap();
-    let [sync, accept, e2e] = [Stage::Sync, Stage::Accept, Stage::E2e].map(|stage| of(stage));
+    let [sync, accept, e2e] = [Stage::Sync, Stage::Accept, Stage::E2e].map(of);
     assert!(
         sync.histogram.min() <= accept.histogram.min(),
         "a sync is a part of it"
