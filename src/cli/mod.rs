@@ -13,6 +13,7 @@ mod chat;
 mod completions;
 mod config;
 mod doctor;
+mod hist;
 mod log;
 mod logging;
 pub mod output;
@@ -24,6 +25,7 @@ mod serve;
 mod status;
 mod token;
 mod top;
+mod trace;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -55,6 +57,8 @@ Examples:
   iris status                               whether it is ready, and why not
   iris top                                  what it does, live
   iris doctor                               what this machine lacks, and how to change it
+  iris hist                                 how long each stage of a message's way takes
+  iris trace --user alice --for 60s         every step of her messages, as they happen
   iris revoke --user alice                  her tokens of before now open nothing any more
   iris audit verify                         whether the audit log is as it was written
   iris config check --config iris.toml      what it would run with, and where each value comes from
@@ -88,6 +92,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Watch a running switch, live
     Top(top::TopArgs),
+    /// Show how long each stage of a message's way takes
+    Hist(hist::HistArgs),
+    /// Show every step of a user's messages, as they happen
+    Trace(trace::TraceArgs),
     /// Refuse tokens that were good until now
     Revoke(revoke::RevokeArgs),
     /// Verify the audit log
@@ -132,6 +140,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve(args) => serve::run(&args, program.as_deref().unwrap_or("iris")),
         Command::Status(args) => status::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Hist(args) => hist::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Revoke(args) => revoke::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Token(args) => token::run(&args),
@@ -215,6 +225,12 @@ mod tests {
         assert!(refused("iris revoke --user a --jti b").contains("cannot be used with"));
         assert!(refused("iris revoke --jti b --before 7").contains("cannot be used with"));
         assert!(refused("iris revoke --user a --before yesterday").contains("instant"));
+        assert!(refused("iris trace").contains("--user"));
+        assert!(refused("iris trace --user a --for 11m").contains("10m"));
+        assert!(refused("iris hist --reset --interval 5s").contains("cannot be used with"));
+        assert!(refused("iris hist --interval 0s").contains("1s"));
+        assert!(refused("iris hist --follow").contains("--interval"));
+        assert!(refused("iris hist diff a.json").contains("<B>"));
         assert!(refused("iris log salvage --confirm x").contains("--set-aside"));
         assert!(refused("iris log salvage --set-aside --log 1").contains("cannot be used with"));
         assert!(refused("iris log dump --checkpoint --bodies").contains("cannot be used with"));

@@ -31,6 +31,7 @@ mod start;
 pub mod storage;
 pub mod stream;
 pub mod tls;
+pub mod trace;
 
 pub use policy::{Policy, PolicyError};
 pub use reactor::{Hooks, SyncGate};

@@ -10,7 +10,9 @@ use glommio::{LocalExecutorBuilder, Placement as Pin};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use super::admin::{Admin, AdminError, HistogramLine, Line, Opening, RevokeLine, Revoker};
+use super::admin::{
+    Admin, AdminError, HistogramLine, Line, Lines, Opening, RevokeLine, Revoker, WatchLine,
+};
 use super::admission::Admission;
 use super::audit::{Audit, AuditError, Queue};
 use super::clock::Clock;
@@ -31,9 +33,9 @@ use crate::store::Store;
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
 /// Orders that wait for a core: one to drain, one to report, one to hand over histograms, one to
-/// adopt a policy, one to revoke, and room. Of all but the first at most one waits with each core, so that an order to drain always finds a
+/// watch users, one to adopt a policy, one to revoke, and room. Of all but the first at most one waits with each core, so that an order to drain always finds a
 /// place.
-const ORDERS_MAX: usize = 6;
+const ORDERS_MAX: usize = 7;
 /// How long a core may take to adopt a policy before it is called silent. A healthy one does within its
 /// tick of 50 ms.
 pub const ADOPT_MAX: Duration = Duration::from_secs(2);
@@ -173,13 +175,21 @@ impl Running {
             let doorbell = order.doorbell.clone();
             Line::new(order.control.clone(), move || doorbell.ring())
         });
-        let lines = lines.collect();
+        let reports = lines.collect();
         let address = self.address;
         let gathering = self.control.iter().map(|order| {
             let doorbell = order.doorbell.clone();
             HistogramLine::new(order.control.clone(), move || doorbell.ring())
         });
-        let histograms = gathering.collect();
+        let tracing = self.control.iter().map(|order| {
+            let doorbell = order.doorbell.clone();
+            WatchLine::new(order.control.clone(), move || doorbell.ring())
+        });
+        let lines = Lines {
+            reports,
+            histograms: gathering.collect(),
+            traces: tracing.collect(),
+        };
         let revoking = self.control.iter().map(|order| {
             let doorbell = order.doorbell.clone();
             RevokeLine::new(order.control.clone(), move || doorbell.ring())
@@ -192,7 +202,6 @@ impl Running {
         let opening = Opening {
             address,
             lines,
-            histograms,
             revoker,
             tcp,
             config,

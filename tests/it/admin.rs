@@ -50,6 +50,15 @@ pub fn get(data: &Path, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
+pub fn post(data: &Path, path: &str, body: &str) -> (u16, String) {
+    let len = body.len();
+    let request =
+        format!("POST {path} HTTP/1.1\r\nHost: iris\r\nContent-Length: {len}\r\n\r\n{body}");
+    let answer = exchange(data, request.as_bytes());
+    let (status, body) = parse(&answer);
+    (status, body.to_owned())
+}
+
 /// The value of one series.
 fn value(metrics: &str, series: &str) -> u64 {
     let line = metrics

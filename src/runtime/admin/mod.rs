@@ -3,7 +3,7 @@
 //! ```text
 //!   curl, probe, `iris top` ──HTTP/1.1──▶ <data>/admin.sock ─┐
 //!   Prometheus, browser ──HTTP, token──▶ 127.0.0.1:PORT ─────┴▶ one thread, tokio and hyper
-//!                                                                │ routes ─▶ asker, gatherer, revoker
+//!                                                                │ routes ─▶ asker, gatherer, watcher, revoker
 //!   every core, in its next tick ◀── Control, doorbell ──────────┘
 //! ```
 //!
@@ -39,6 +39,7 @@ mod routes;
 pub mod socket;
 mod tcp;
 mod watchdog;
+mod watcher;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -66,9 +67,14 @@ pub use readiness::{Latency, Status};
 use revoker::Wish;
 pub use revoker::{REVOKE_MAX, RevokeLine, Revoked, Revoker};
 use routes::Caller;
-pub use routes::{HISTOGRAMS_PATH, RESET_PATH, REVOKE_PATH, Revocation, STATUS_PATH};
+pub use routes::{
+    HISTOGRAMS_PATH, RESET_PATH, REVOKE_PATH, Revocation, STATUS_PATH, TRACE_NEXT_PATH, TRACE_PATH,
+    TraceBegin, TraceNext,
+};
 pub use tcp::TCP_CONNECTIONS_MAX;
 use tcp::{Port, Token};
+use watcher::Watcher;
+pub use watcher::{Traced, WatchLine};
 
 use super::notify::Notify;
 
@@ -134,10 +140,8 @@ pub enum AdminError {
 pub struct Opening {
     /// Where clients connect.
     pub address: SocketAddr,
-    /// The way to each core.
-    pub lines: Vec<Line>,
-    /// The same for what it has recorded.
-    pub histograms: Vec<HistogramLine>,
+    /// The ways to the cores.
+    pub lines: Lines,
     /// Who revokes tokens.
     pub revoker: Revoker,
     /// Where to listen beside the socket, and the token to ask for there.
@@ -146,6 +150,17 @@ pub struct Opening {
     pub config: String,
     /// The supervisor that wants to know whether the cores answer.
     pub notify: Option<Notify>,
+}
+
+/// The ways to the cores, in the order of their numbers.
+#[derive(Default)]
+pub struct Lines {
+    /// For reports.
+    pub reports: Vec<Line>,
+    /// For histograms.
+    pub histograms: Vec<HistogramLine>,
+    /// For traces.
+    pub traces: Vec<WatchLine>,
 }
 
 /// The admin socket, open. Dropping it ends the thread and removes the file.
@@ -178,8 +193,9 @@ impl Admin {
         let (config, configured) = watch::channel(opening.config);
         let (stop, stopped) = oneshot::channel();
         let serving = Serving {
-            asker: Asker::new(opening.lines, ANSWER_MAX),
-            gatherer: Gatherer::new(opening.histograms, ANSWER_MAX),
+            asker: Asker::new(opening.lines.reports, ANSWER_MAX),
+            gatherer: Gatherer::new(opening.lines.histograms, ANSWER_MAX),
+            watcher: Watcher::new(opening.lines.traces, ANSWER_MAX),
             facts: Facts {
                 admin: port.as_ref().map(Port::address),
                 ..Facts::of_this_process(opening.address, opening.revoker.audit_counts())
@@ -231,6 +247,7 @@ struct Ways {
     asks: mpsc::Sender<Ask>,
     gathers: mpsc::Sender<Gather>,
     looks: mpsc::Sender<Look>,
+    watches: mpsc::Sender<watcher::Wish>,
     wishes: mpsc::Sender<Wish>,
     config: watch::Receiver<String>,
 }
@@ -239,6 +256,7 @@ struct Ways {
 struct Serving {
     asker: Asker,
     gatherer: Gatherer,
+    watcher: Watcher,
     revoker: Revoker,
     facts: Facts,
     config: watch::Receiver<String>,
@@ -269,17 +287,20 @@ impl Serving {
         let asking = self.asker.run(asked);
         let (gathers, gathered) = mpsc::channel(ASKS_MAX);
         let gathering = self.gatherer.run(gathered);
+        let (watches, watched) = mpsc::channel(ASKS_MAX);
+        let watching = self.watcher.run(watched);
         let (wishes, wished) = mpsc::channel(ASKS_MAX);
         let revoking = self.revoker.run(wished);
         let (looks, looked) = mpsc::channel(ASKS_MAX);
         let looking = latencies::run(gathers.clone(), looked);
-        let watching = watchdog::run(self.notify, asks.clone());
-        tokio::pin!(asking, gathering, revoking, looking, watching);
+        let guarding = watchdog::run(self.notify, asks.clone());
+        tokio::pin!(asking, gathering, revoking, looking, guarding, watching);
         let config = self.config;
         let ways = Ways {
             asks,
             gathers,
             looks,
+            watches,
             wishes,
             config,
         };
@@ -289,9 +310,10 @@ impl Serving {
                 _ = &mut stopped => return Ok(()), // open connections are cut
                 () = &mut asking => return Ok(()), // never: `ways` lives
                 () = &mut gathering => return Ok(()),
+                () = &mut watching => return Ok(()),
                 () = &mut revoking => return Ok(()),
                 () = &mut looking => return Ok(()),
-                () = &mut watching => return Ok(()),
+                () = &mut guarding => return Ok(()),
                 Some(_) = owners.join_next() => {}
                 Some(_) = strangers.join_next() => {}
                 accepted = socket::accept(listener.as_ref()), if owners.len() < CONNECTIONS_MAX => match accepted {

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
 use hyper::header::{
@@ -21,6 +22,7 @@ use super::metrics;
 use super::readiness::{Facts, Status, not_healthy, not_ready, notes, reports};
 use super::revoker::{RevokeFailure, Wanted, Wish};
 use super::tcp::Token;
+use super::watcher;
 use super::{Ways, latencies, page};
 use crate::auth::RevokeError;
 use crate::measure::dump::Dump;
@@ -32,6 +34,10 @@ pub const STATUS_PATH: &str = "/status";
 pub const HISTOGRAMS_PATH: &str = "/histograms";
 /// The same, and they begin anew.
 pub const RESET_PATH: &str = "/histograms/reset";
+/// Where a [`TraceBegin`] goes.
+pub const TRACE_PATH: &str = "/trace";
+/// Where a [`TraceNext`] goes.
+pub const TRACE_NEXT_PATH: &str = "/trace/next";
 /// Where a [`Revocation`] goes.
 pub const REVOKE_PATH: &str = "/revoke";
 /// Bytes of a request's body. More are answered 413.
@@ -54,6 +60,8 @@ enum Action {
     Config,
     Histograms,
     Reset,
+    Trace,
+    TraceNext,
     Revoke,
 }
 
@@ -74,11 +82,11 @@ pub(super) enum Caller {
 
 impl Caller {
     /// Whether it may have this.
-    fn may(&self, action: Action, headers: &HeaderMap) -> Result<(), Page> {
+    fn may(&self, action: Action, method: &Method, headers: &HeaderMap) -> Result<(), Page> {
         let Self::Stranger(token) = self else {
             return Ok(());
         };
-        if matches!(action, Action::Revoke | Action::Reset) {
+        if method == Method::POST {
             let text = "this port takes no orders; use the socket in the data directory, as \
                         `iris revoke` does\n";
             return Err(Page::new(StatusCode::FORBIDDEN, TEXT, text.to_owned()));
@@ -110,7 +118,7 @@ const fn post(path: &'static str, action: Action) -> Route {
 }
 
 /// Everything that can be asked for.
-static ROUTES: [Route; 11] = [
+static ROUTES: [Route; 13] = [
     get("/", Action::Page),
     get("/healthz", Action::Health),
     get("/readyz", Action::Ready),
@@ -121,6 +129,8 @@ static ROUTES: [Route; 11] = [
     get("/debug/config", Action::Config),
     get(HISTOGRAMS_PATH, Action::Histograms),
     post(RESET_PATH, Action::Reset),
+    post(TRACE_PATH, Action::Trace),
+    post(TRACE_NEXT_PATH, Action::TraceNext),
     post(REVOKE_PATH, Action::Revoke),
 ];
 
@@ -160,6 +170,24 @@ pub struct Revocation {
     pub jti: Option<String>,
 }
 
+/// Whose messages are to be traced, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceBegin {
+    /// Whose.
+    pub user: String,
+    /// For so many milliseconds.
+    pub for_ms: u64,
+}
+
+/// Of which trace the next steps are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceNext {
+    /// Its number, as the answer to [`TraceBegin`] said it.
+    pub watch: u64,
+}
+
 /// Answers one request. A body is read only where one is wanted.
 pub(super) async fn answer(
     request: Request<Incoming>,
@@ -168,7 +196,11 @@ pub(super) async fn answer(
     ways: &Ways,
 ) -> Response<String> {
     let found = find(request.method(), request.uri().path());
-    let found = found.and_then(|action| caller.may(action, request.headers()).map(|()| action));
+    let found = found.and_then(|action| {
+        caller
+            .may(action, request.method(), request.headers())
+            .map(|()| action)
+    });
     let page = match found {
         Ok(Action::Revoke) => match body(request.into_body()).await {
             Ok(body) => revoke(&body, &ways.wishes).await,
@@ -176,6 +208,13 @@ pub(super) async fn answer(
         },
         Ok(Action::Page) => Page::new(StatusCode::OK, page::HTML, String::new()),
         Ok(Action::Config) => Page::new(StatusCode::OK, TEXT, ways.config.borrow().clone()),
+        Ok(action @ (Action::Trace | Action::TraceNext)) => match body(request.into_body()).await {
+            Ok(body) => match watch_wanted(action, &body) {
+                Ok(what) => watch(what, &ways.watches).await,
+                Err(why) => Page::new(StatusCode::BAD_REQUEST, TEXT, why + "\n"),
+            },
+            Err(refusal) => refusal,
+        },
         Ok(Action::Histograms) => histograms(facts, &ways.gathers, false).await,
         Ok(Action::Reset) => histograms(facts, &ways.gathers, true).await,
         Ok(action) => match ask(&ways.asks).await {
@@ -300,6 +339,32 @@ async fn with_latencies(action: Action, facts: &Facts, answers: &[Answer], ways:
     }
 }
 
+async fn watch(what: watcher::Wanted, watches: &mpsc::Sender<watcher::Wish>) -> Page {
+    let (answer, traced) = oneshot::channel();
+    if watches.send(watcher::Wish { what, answer }).await.is_err() {
+        return stopping();
+    }
+    match traced.await {
+        Ok(Ok(traced)) => json(&traced),
+        Ok(Err(why)) => Page::new(StatusCode::CONFLICT, TEXT, why + "\n"),
+        Err(_) => stopping(),
+    }
+}
+
+/// What is wanted of a trace.
+fn watch_wanted(action: Action, body: &[u8]) -> Result<watcher::Wanted, String> {
+    let no_sense = |error| format!("this is no question about a trace ({error}); see `iris trace`");
+    if action == Action::TraceNext {
+        let TraceNext { watch } = serde_json::from_slice(body).map_err(no_sense)?;
+        return Ok(watcher::Wanted::Next { watch });
+    }
+    let TraceBegin { user, for_ms } = serde_json::from_slice(body).map_err(no_sense)?;
+    let user =
+        UserId::new(&user).map_err(|error| format!("there can be no user {user:?}: {error}"))?;
+    let time = Duration::from_millis(for_ms);
+    Ok(watcher::Wanted::Begin { user, time })
+}
+
 /// What the cores have recorded.
 async fn histograms(facts: &Facts, gathers: &mpsc::Sender<Gather>, reset: bool) -> Page {
     match latencies::gather(gathers, reset).await {
@@ -372,7 +437,13 @@ fn perform(action: Action, facts: &Facts, answers: &[Answer]) -> Page {
         Action::Status => json(&Status::of(facts, answers)),
         Action::Cores => json(&reports(answers).collect::<Vec<_>>()),
         Action::Users => json(&Inboxes::of(answers)),
-        Action::Page | Action::Config | Action::Histograms | Action::Reset | Action::Revoke => {
+        Action::Page
+        | Action::Config
+        | Action::Histograms
+        | Action::Reset
+        | Action::Trace
+        | Action::TraceNext
+        | Action::Revoke => {
             unreachable!("it asks no core how it is")
         }
     }

@@ -130,6 +130,15 @@ impl Lanes {
         lane.store.shard(id)
     }
 
+    /// The files of the log that holds a shard's messages, to be read.
+    pub(super) fn files(&self, id: ShardId) -> &Files {
+        let log = self.placement.log_of(id);
+        let Some(lane) = self.lanes.iter().find(|lane| lane.id == log) else {
+            unreachable!("log {} belongs to another core", log.0);
+        };
+        &lane.files
+    }
+
     /// The files of the log that holds a shard's messages.
     pub(super) fn files_mut(&mut self, id: ShardId) -> &mut Files {
         &mut self.lane_mut(id).files

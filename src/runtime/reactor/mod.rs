@@ -31,6 +31,7 @@ mod peaks;
 mod report;
 mod revoking;
 mod survey;
+mod tracer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -49,6 +50,7 @@ use super::policy::Policy;
 use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
+use super::trace::{Noted, Watch};
 use crate::auth::Revocations;
 use crate::limit::{Buckets, Ladder, Rate, Shed};
 use crate::measure::Histograms;
@@ -69,6 +71,7 @@ use patience::{IDLE_RECORDS_BURST, IDLE_RECORDS_PER_S, RECORD_RESTS_MAX, TALK_BU
 use peaks::Turns;
 use revoking::Revoking;
 use survey::Survey;
+use tracer::Tracer;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
 pub const EVENTS_PER_TURN: usize = 512;
@@ -97,6 +100,13 @@ pub enum Control {
         reset: bool,
         /// Not waited for, as with `Report`.
         reply: Sender<Box<Histograms>>,
+    },
+    /// Watch these users from now on, and nobody else; say what was noted of those before.
+    Trace {
+        /// Whom, and up to when.
+        watches: Vec<Watch>,
+        /// Not waited for, as with `Report`.
+        reply: Sender<Noted>,
     },
     /// From now on this certificate, these keys and these limits hold. Whoever is here stays.
     Adopt {
@@ -221,6 +231,7 @@ pub(super) struct Core {
     /// What its users' inboxes hold, looked at while somebody asks.
     survey: Survey,
     measuring: Measuring,
+    tracer: Tracer,
 }
 
 impl Core {
@@ -284,6 +295,7 @@ impl Core {
             turns: Turns::default(),
             survey: Survey::new(now.monotonic),
             measuring: Measuring::new(now.unix_ms),
+            tracer: Tracer::new(now.monotonic),
         }
     }
 
@@ -305,7 +317,7 @@ impl Core {
                 }
             }
         }
-        tracing::info!(core = self.id.0, totals = ?self.totals(), "core stopped");
+        self.tell_the_end();
         // A bounded channel keeps what nobody will take: who asked shall not wait for an answer.
         drop(self.control.try_iter().last());
         self.lanes.durable_ends()
@@ -452,6 +464,9 @@ impl Core {
                 } => {
                     let _ = reply.try_send(self.hand_over_histograms(empty, reset));
                 }
+                Control::Trace { watches, reply } => {
+                    let _ = reply.try_send(self.watch(watches));
+                }
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }
@@ -472,6 +487,7 @@ impl Core {
             self.drop_connection(id);
         }
         self.look_at_inboxes();
+        self.end_watches();
         self.expire_sessions();
         self.end_rests();
         self.look_around();

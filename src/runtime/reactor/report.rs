@@ -29,6 +29,23 @@ impl Core {
         }
     }
 
+    /// One line with what it has done; all of it is in the last metrics that were asked for.
+    pub(super) fn tell_the_end(&self) {
+        let totals = self.totals();
+        tracing::info!(
+            core = self.id.0,
+            turns = totals.turns,
+            sleeps = totals.sleeps,
+            events = totals.events,
+            sends = totals.sends,
+            logins = totals.logins,
+            entries = totals.entries,
+            commits = totals.commits,
+            batches = totals.committed,
+            "core stopped"
+        );
+    }
+
     /// What it has done, with what its lanes count.
     pub(super) fn totals(&self) -> Totals {
         let (commits, committed) = self.lanes.commits();
