@@ -91,7 +91,12 @@ fn the_port_takes_no_orders_from_anybody() {
     let data = data_dir();
     let (server, port) = start(data.path());
     let mut ann = Raw::login(&server, "ann");
-    for (path, body) in [("/revoke", r#"{"user":"ann"}"#), ("/histograms/reset", "")] {
+    let ann_s = r#"{"user":"ann","for_ms":1000}"#;
+    for (path, body) in [
+        ("/revoke", ann_s),
+        ("/trace", ann_s),
+        ("/histograms/reset", ""),
+    ] {
         let request = format!(
             "POST {path} HTTP/1.1\r\nHost: iris\r\nAuthorization: Bearer {TOKEN}\r\n\
              Content-Length: {}\r\n\r\n{body}",
