@@ -18,6 +18,7 @@
 //! `assemble` is a pure function of its inputs; `load` reads the file and the environment for it, and
 //! `keyring` reads the key files.
 
+mod admin;
 mod exposed;
 mod file;
 mod settings;
@@ -30,6 +31,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use admin::{Admin, TOKEN_BYTES_MAX, TOKEN_BYTES_MIN};
 pub use exposed::Exposed;
 use exposed::What;
 pub use settings::Complaint;
@@ -67,6 +69,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[storage]`.
     pub storage: Storage,
+    /// `[admin]`, if it says where to listen.
+    pub admin: Option<Admin>,
     /// `[log]`
     pub log: Log,
     /// The file that it was read from.
@@ -274,6 +278,14 @@ pub enum ConfigError {
     /// The keys were read and are not usable.
     #[error("[[auth.keys]]: {0}")]
     Key(#[from] KeyError),
+    /// The admin token was read and is not usable.
+    #[error("admin.token_file {path} {why}; make one with `openssl rand -hex 32`")]
+    AdminToken {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The key set was read and is not usable.
     #[error("{path}: {source}")]
     Jwks {
@@ -451,6 +463,7 @@ impl Config {
                     age_ms: settled.number("storage.retention_hours")? * MS_PER_HOUR,
                 },
             },
+            admin: Admin::settled(&settled)?,
             log: Log {
                 format: if json {
                     LogFormat::Json
@@ -565,6 +578,8 @@ impl Config {
             Algorithm::Hs256 => (&key.file, What::Secret),
             _ => (&key.file, What::Trusted),
         }));
+        let admin = self.admin.iter();
+        files.extend(admin.map(|admin| (&admin.token_file, What::AdminToken)));
         files.extend(self.auth.jwks.iter().map(|file| {
             let text = read_secret(file).ok();
             let set = text.and_then(|text| KeySet::read(&text).ok());

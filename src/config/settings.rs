@@ -121,6 +121,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         "bytes of an inbox beyond which its oldest acknowledged entries leave"),
     row("storage", "retention_hours", number(0, 876_000), Some("2160"),
         "hours after which acknowledged entries leave"),
+    row("admin", "listen", Kind::Address, None,
+        "loopback address on which the switch can be asked over HTTP, such as 127.0.0.1:9464; none, if not set"),
+    row("admin", "token_file", Kind::Path, None,
+        "file with the token that who asks there must show; needed with admin.listen"),
     row("log", "format", Kind::Choice(&["human", "json"]), Some("human"),
         "how a line on standard error is written"),
     row("log", "level", Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]), Some("info"),
@@ -336,6 +340,15 @@ pub enum Complaint {
     BadLength {
         /// Its bytes.
         len: usize,
+    },
+    /// An address that others than this machine can reach.
+    #[error(
+        "must be a loopback address such as 127.0.0.1:9464, not `{found}`: what is said there is not \
+         encrypted; let a proxy with TLS in front of it serve other machines"
+    )]
+    NotLoopback {
+        /// What it is.
+        found: SocketAddr,
     },
     /// Not UTF-8.
     #[error("is not UTF-8 text; set it to text")]

@@ -245,6 +245,7 @@ impl<R: Fn() -> Result<Config, ConfigError>> Reloading<R> {
         );
         let outcome = "done".to_owned();
         running.audit(Event::Reload { outcome });
+        running.reconfigured(config.to_string());
         self.certificate.renew(policy.validity);
         self.drain_timeout = Duration::from_millis(config.server.drain_timeout_ms);
         self.policy = policy;

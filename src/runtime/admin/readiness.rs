@@ -20,6 +20,8 @@ pub(super) struct Facts {
     pub version: &'static str,
     pub pid: u32,
     pub address: SocketAddr,
+    /// Where it can be asked over TCP.
+    pub admin: Option<SocketAddr>,
     /// What the audit log has taken and lost.
     pub audit: Arc<Counts>,
     /// What it is called among others: its host's name and its port.
@@ -32,6 +34,7 @@ impl Facts {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             address,
+            admin: None,
             audit,
             node: format!("{}:{}", host_name(), address.port()),
         }
@@ -47,6 +50,22 @@ fn host_name() -> String {
     }
 }
 
+/// How long one stage of a message's way took in the last seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Latency {
+    /// The stage, as `iris hist` names it.
+    pub stage: String,
+    /// On which core; `None`: on all of them.
+    pub core: Option<u16>,
+    /// How often.
+    pub count: u64,
+    /// The median, in microseconds.
+    pub p50_us: u64,
+    /// The 99th percentile, in microseconds.
+    pub p99_us: u64,
+}
+
 /// All that is known, as `/status` says it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -56,6 +75,9 @@ pub struct Status {
     pub pid: u32,
     /// Where clients connect.
     pub address: SocketAddr,
+    /// Where it can be asked over HTTP, with a token.
+    #[serde(default)]
+    pub admin: Option<SocketAddr>,
     /// Whether everything is served.
     pub ready: bool,
     /// Why not.
@@ -63,6 +85,9 @@ pub struct Status {
     /// What somebody should look at, ready or not.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// How long things took in the last seconds.
+    #[serde(default)]
+    pub latencies: Vec<Latency>,
     /// The cores that answered.
     pub cores: Vec<CoreReport>,
 }
@@ -74,9 +99,11 @@ impl Status {
             version: facts.version.to_owned(),
             pid: facts.pid,
             address: facts.address,
+            admin: facts.admin,
             ready: reasons.is_empty(),
             reasons,
             notes: notes(answers, Clock::read().unix_s()),
+            latencies: Vec::new(),
             cores: reports(answers).cloned().collect(),
         }
     }

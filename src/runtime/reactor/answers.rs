@@ -30,6 +30,7 @@ impl Core {
             match effect {
                 Effect::Accepted { reply, n, at } => {
                     self.note_durable(shard, at, reply.read);
+                    self.trace_durable(shard, at, reply.read);
                     self.answer(&Message::Accepted { reply, n });
                 }
                 Effect::Refused { reply, refusal } => self.refuse(reply, refusal),
@@ -96,6 +97,7 @@ impl Core {
         let (Message::Accepted { reply, .. } | Message::Rejected { reply, .. }) = message else {
             unreachable!("an append is no answer");
         };
+        self.trace_answered(reply, matches!(message, Message::Accepted { .. }));
         let Some(mut connection) = self.connections.take(socket_of(reply)) else {
             return;
         };
@@ -112,6 +114,7 @@ impl Core {
                     reject(out, reply.tag, code, expected.0, retry_after_ms, "");
                 }
                 Message::Accepted { reply, n } => {
+                    self.totals.accepts += 1;
                     wire::encode_accepted(&mut connection.out, reply.tag, n.0);
                     live.answers.note(reply.read);
                 }

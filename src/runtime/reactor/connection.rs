@@ -338,6 +338,15 @@ impl Connections {
         (connection.id == id).then_some(&mut **connection)
     }
 
+    /// A connection's session, where it is.
+    pub fn live(&self, id: SocketId) -> Option<&Live> {
+        let connection = self.at(id.slot as usize)?;
+        match &connection.state {
+            State::Live(live) if connection.id == id => Some(live),
+            _ => None,
+        }
+    }
+
     /// Places of the table, free ones included. It never shrinks.
     pub fn places(&self) -> usize {
         self.slots.len()

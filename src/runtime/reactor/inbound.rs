@@ -221,6 +221,7 @@ impl Core {
     }
 
     fn send(&mut self, connection: &mut Connection, send: &SendRef<'_>) -> Result<(), Leave> {
+        self.totals.messages += 1;
         let State::Live(live) = &mut connection.state else {
             unreachable!("live frames only")
         };
@@ -269,6 +270,7 @@ impl Core {
             read: Stamp::of(self.now.ns),
         };
         let home = self.placement.core_of(self.placement.shard_of(to));
+        self.trace_received(&append, &reply, home != self.id);
         let message = Message::Append {
             to,
             reply,
@@ -313,6 +315,7 @@ impl Core {
             unreachable!("only appends go to shards");
         };
         let shard = self.placement.shard_of(to);
+        self.trace_proposed(command, &reply);
         if self.ladder.shed() >= Shed::Sends {
             self.totals.shed_sends += 1; // another core did not know
             let refusal = Refusal::Overloaded;

@@ -27,8 +27,11 @@ mod login;
 mod measuring;
 mod outbound;
 mod patience;
+mod peaks;
 mod report;
 mod revoking;
+mod survey;
+mod tracer;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -47,6 +50,7 @@ use super::policy::Policy;
 use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
+use super::trace::{Noted, Watch};
 use crate::auth::Revocations;
 use crate::limit::{Buckets, Ladder, Rate, Shed};
 use crate::measure::Histograms;
@@ -64,7 +68,10 @@ use lanes::Lanes;
 use measuring::Measuring;
 use outbound::PageIns;
 use patience::{IDLE_RECORDS_BURST, IDLE_RECORDS_PER_S, RECORD_RESTS_MAX, TALK_BURST, TALK_PER_S};
+use peaks::Turns;
 use revoking::Revoking;
+use survey::Survey;
+use tracer::Tracer;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
 pub const EVENTS_PER_TURN: usize = 512;
@@ -93,6 +100,13 @@ pub enum Control {
         reset: bool,
         /// Not waited for, as with `Report`.
         reply: Sender<Box<Histograms>>,
+    },
+    /// Watch these users from now on, and nobody else; say what was noted of those before.
+    Trace {
+        /// Whom, and up to when.
+        watches: Vec<Watch>,
+        /// Not waited for, as with `Report`.
+        reply: Sender<Noted>,
     },
     /// From now on this certificate, these keys and these limits hold. Whoever is here stays.
     Adopt {
@@ -212,7 +226,12 @@ pub(super) struct Core {
     page_ins: PageIns,
     waiting_to_populate: Vec<SocketId>,
     totals: Totals,
+    /// How full it was lately.
+    turns: Turns,
+    /// What its users' inboxes hold, looked at while somebody asks.
+    survey: Survey,
     measuring: Measuring,
+    tracer: Tracer,
 }
 
 impl Core {
@@ -273,7 +292,10 @@ impl Core {
             page_ins: PageIns::default(),
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
+            turns: Turns::default(),
+            survey: Survey::new(now.monotonic),
             measuring: Measuring::new(now.unix_ms),
+            tracer: Tracer::new(now.monotonic),
         }
     }
 
@@ -295,7 +317,7 @@ impl Core {
                 }
             }
         }
-        tracing::info!(core = self.id.0, totals = ?self.totals(), "core stopped");
+        self.tell_the_end();
         // A bounded channel keeps what nobody will take: who asked shall not wait for an answer.
         drop(self.control.try_iter().last());
         self.lanes.durable_ends()
@@ -315,6 +337,8 @@ impl Core {
         self.tick();
         self.sweep();
         let more_input = self.sockets.has_work();
+        let pending = self.lanes.pending_bytes() as u64;
+        self.turns.pending.note(now_us, pending);
         self.poll_lanes(more_input);
         self.carry_out();
         self.send_dirty();
@@ -343,6 +367,7 @@ impl Core {
         let mut events = std::mem::take(&mut self.events);
         self.sockets.turn(&mut events, EVENTS_PER_TURN);
         self.totals.events += events.len() as u64;
+        self.turns.events.note(self.now_us(), events.len() as u64);
         let has_come = !events.is_empty();
         for event in events.drain(..) {
             match event {
@@ -389,6 +414,8 @@ impl Core {
 
     /// Takes what has come from other cores; whether anything had.
     fn take_mail(&mut self) -> bool {
+        let now_us = self.now_us();
+        self.turns.parcels.note(now_us, self.mesh.waiting() as u64);
         if !self.takes_mail() {
             return false; // the rings fill, and then the cores behind them stop reading
         }
@@ -437,6 +464,9 @@ impl Core {
                 } => {
                     let _ = reply.try_send(self.hand_over_histograms(empty, reset));
                 }
+                Control::Trace { watches, reply } => {
+                    let _ = reply.try_send(self.watch(watches));
+                }
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }
@@ -456,6 +486,8 @@ impl Core {
         while let Some(id) = pop_due(&mut self.closing, self.now.monotonic) {
             self.drop_connection(id);
         }
+        self.look_at_inboxes();
+        self.end_watches();
         self.expire_sessions();
         self.end_rests();
         self.look_around();

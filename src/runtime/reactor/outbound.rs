@@ -284,6 +284,7 @@ impl Core {
                     self.totals.entries += 1;
                     if tag == 0 {
                         self.note_pushed(live, position, entries);
+                        self.trace_pushed(id, live, position);
                     }
                     live.session.went(next, bytes);
                 }
