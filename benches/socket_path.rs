@@ -153,6 +153,7 @@ async fn serve(
     let mut ends: Vec<Option<End>> = Vec::new();
     let (mut events, mut dirty) = (Vec::new(), Vec::new());
     while !counters.stop.load(Ordering::Relaxed) {
+        sockets.accept_up_to(1);
         sockets.turn(&mut events, EVENTS_MAX);
         if events.is_empty() {
             wait(&mut sockets).await;

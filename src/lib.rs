@@ -50,7 +50,7 @@
 //!
 //! ```text
 //!   edges ─▶ shell ─▶ ring ─▶ pure
-//!   │        │                └ audit auth limit session placement store shard log
+//!   │        │                └ audit auth limit measure session placement stamp store shard log
 //!   │        └ runtime
 //!   └ cli client config
 //! ```
@@ -78,6 +78,8 @@ pub mod limit;
 #[forbid(unsafe_code)]
 pub mod log;
 #[forbid(unsafe_code)]
+pub mod measure;
+#[forbid(unsafe_code)]
 pub mod placement;
 #[forbid(unsafe_code)]
 pub mod planted;
@@ -91,5 +93,7 @@ pub mod shard;
 #[cfg(feature = "sim")]
 #[forbid(unsafe_code)]
 pub mod sim;
+#[forbid(unsafe_code)]
+pub mod stamp;
 #[forbid(unsafe_code)]
 pub mod store;

@@ -14,8 +14,8 @@ const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
 
 /// Crates of which several versions are built, whom they come with, and no others: a new one is time and
 /// bytes, and a question to ask.
-const TWICE: [(&str, &str); 15] = [
-    ("base64", "jsonwebtoken and pem 3; pem 4"),
+const TWICE: [(&str, &str); 16] = [
+    ("base64", "hdrhistogram, jsonwebtoken and pem 3; pem 4"),
     ("bit-vec", "proptest; one more is only locked"),
     ("fastrand", "glommio, by futures-lite 1"),
     ("foldhash", "prost-build, by hashbrown 0.15"),
@@ -23,6 +23,7 @@ const TWICE: [(&str, &str); 15] = [
     ("getrandom", "glommio, by ahash"),
     ("hashbrown", "prost-build, by petgraph"),
     ("itertools", "prost-build"),
+    ("nom", "hdrhistogram; one more is only locked"),
     ("pem", "jsonwebtoken, rcgen"),
     ("rand_core", "one is only locked"),
     ("signal-hook", "glommio"),

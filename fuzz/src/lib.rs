@@ -14,5 +14,7 @@ pub mod placement;
 pub mod planted;
 #[path = "../../src/shard/mod.rs"]
 pub mod shard;
+#[path = "../../src/stamp.rs"]
+pub mod stamp;
 #[path = "../../src/store/mod.rs"]
 pub mod store;

@@ -24,6 +24,7 @@ use crate::placement::{CoreId, UserHash};
 use crate::ring::{Consumer, Producer, RING_SLOTS};
 use crate::runtime::stream::Doorbell;
 use crate::shard::ReplyTo;
+use crate::stamp::Stamp;
 
 /// Bytes of messages for one core that may wait for its ring before this core reads no more sockets.
 pub const PARCEL_BYTES_MAX: usize = 256 * 1024;
@@ -35,7 +36,12 @@ const SPARE_BUFFERS_MAX: usize = 8;
 /// What crosses a ring.
 pub enum Parcel {
     /// Messages, one after the other.
-    Messages(Vec<u8>),
+    Messages {
+        /// Packed.
+        bytes: Vec<u8>,
+        /// When they could be seen from the other core.
+        published: Stamp,
+    },
     /// A connection whose user lives on the other core.
     Connection(Box<Handoff>),
     /// A buffer on its way home.
@@ -84,8 +90,10 @@ impl Message<'_> {
     /// `kind u8 | 0 | core u16 | body_len u32 | slot u32 | generation u32 | tag u64 | a u64 | b u64 | body`.
     fn pack(&self, out: &mut Vec<u8>) {
         let (kind, reply, a, b, body): (u8, &ReplyTo, u64, u64, &[u8]) = match self {
-            Self::Append { to, reply, command } => (KIND_APPEND, reply, to.0, 0, command),
-            Self::Accepted { reply, n } => (KIND_ACCEPTED, reply, n.0, 0, &[]),
+            Self::Append { to, reply, command } => {
+                (KIND_APPEND, reply, to.0, reply.read.bits(), command)
+            }
+            Self::Accepted { reply, n } => (KIND_ACCEPTED, reply, n.0, reply.read.bits(), &[]),
             Self::Rejected {
                 reply,
                 code,
@@ -138,6 +146,10 @@ impl<'a> Iterator for Messages<'a> {
             slot: u32_at(8),
             generation: u32_at(12),
             tag: u64_at(16),
+            read: match head[0] {
+                KIND_REJECTED => Stamp::default(), // `b` is taken, and nobody measures refusals
+                _ => Stamp::of(u64_at(32)),
+            },
         };
         let (a, b) = (u64_at(24), u64_at(32));
         Some(match head[0] {
@@ -234,7 +246,7 @@ impl Mesh {
     }
 
     /// Shows the other cores what this turn made, and wakes those that sleep.
-    pub fn publish(&mut self) {
+    pub fn publish(&mut self, now: Stamp) {
         for peer in &mut self.peers {
             while peer.producer.room() > 0
                 && let Some(handoff) = peer.leaving.pop_front()
@@ -246,7 +258,11 @@ impl Mesh {
                 let next = self.spare.pop().unwrap_or_default();
                 let parcel = std::mem::replace(&mut peer.open, next);
                 let read = peer.read.drain(..).map(Parcel::Empty);
-                for parcel in std::iter::once(Parcel::Messages(parcel)).chain(read) {
+                let parcel = Parcel::Messages {
+                    bytes: parcel,
+                    published: now,
+                };
+                for parcel in std::iter::once(parcel).chain(read) {
                     let pushed = peer.producer.push(parcel);
                     assert!(pushed.is_ok(), "a ring with room takes a parcel");
                 }
@@ -311,6 +327,7 @@ mod tests {
             slot: 77,
             generation: 0xdead_beef,
             tag: u64::MAX,
+            read: Stamp::of((1 << 48) - 2),
         };
         let all = [
             Message::Append {
@@ -328,7 +345,10 @@ mod tests {
                 command: b"",
             },
             Message::Rejected {
-                reply,
+                reply: ReplyTo {
+                    read: Stamp::default(),
+                    ..reply
+                },
                 code: RejectCode::InboxFull,
                 expected: SendNumber(9),
                 retry_after_ms: 1_500,

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin};
 use thiserror::Error;
 
-use super::admin::{Admin, AdminError, Line, RevokeLine, Revoker};
+use super::admin::{Admin, AdminError, HistogramLine, Line, RevokeLine, Revoker};
 use super::admission::Admission;
 use super::audit::{Audit, AuditError, Queue};
 use super::clock::Clock;
@@ -28,10 +28,10 @@ use crate::store::Store;
 
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
-/// Orders that wait for a core: one to drain, one to report, one to adopt a policy, one to revoke, and
-/// room. Of all but the first at most one waits with each core, so that an order to drain always finds a
+/// Orders that wait for a core: one to drain, one to report, one to hand over histograms, one to
+/// adopt a policy, one to revoke, and room. Of all but the first at most one waits with each core, so that an order to drain always finds a
 /// place.
-const ORDERS_MAX: usize = 5;
+const ORDERS_MAX: usize = 6;
 /// How long a core may take to adopt a policy before it is called silent. A healthy one does within its
 /// tick of 50 ms.
 pub const ADOPT_MAX: Duration = Duration::from_secs(2);
@@ -165,6 +165,11 @@ impl Running {
             Line::new(order.control.clone(), move || doorbell.ring())
         });
         let lines = lines.collect();
+        let gathering = self.control.iter().map(|order| {
+            let doorbell = order.doorbell.clone();
+            HistogramLine::new(order.control.clone(), move || doorbell.ring())
+        });
+        let lines = (lines, gathering.collect());
         let revoking = self.control.iter().map(|order| {
             let doorbell = order.doorbell.clone();
             RevokeLine::new(order.control.clone(), move || doorbell.ring())

@@ -39,6 +39,7 @@ use crate::log::limits::ITEM_HEADER_BYTES;
 use crate::log::{ItemError, item_encode_with, items};
 use crate::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
 use crate::planted::{self, Bug};
+use crate::stamp::Stamp;
 use command::{Append, Command, CommandError};
 pub use config::ShardConfig;
 use devices::Starting;
@@ -68,6 +69,8 @@ pub struct ReplyTo {
     pub generation: u32,
     /// The client's name for its request.
     pub tag: u64,
+    /// When the frame of the request was read.
+    pub read: Stamp,
 }
 
 /// What can happen to a shard.
@@ -145,6 +148,8 @@ pub enum Effect {
         reply: ReplyTo,
         /// The message's number.
         n: SendNumber,
+        /// Where in the log it lies, if it has just become durable; 0 for one that was before.
+        at: u64,
     },
     /// Tell somebody that nothing was done, and why.
     Refused {
@@ -451,7 +456,7 @@ impl Shard {
                 expected: SendNumber(proposed.0 + 1),
             })
         } else if n <= proposed && !(planted::is(Bug::RetryTwice) && n == accepted) {
-            Effect::Accepted { reply, n }
+            Effect::Accepted { reply, n, at: 0 }
         } else if !room {
             refused(Refusal::DiskFull)
         } else if self.inbox_is_full(append.to, to) {
@@ -461,7 +466,7 @@ impl Shard {
             let seq = Seq(self.head(append.to, to).0 + coming + 1);
             let early = planted::is(Bug::AcceptBeforeSync);
             if early {
-                effects.push(Effect::Accepted { reply, n });
+                effects.push(Effect::Accepted { reply, n, at: 0 });
             }
             let reply = Some(reply).filter(|_| !early);
             let index = self.propose(now_ms, reply, command, Some(seq));
@@ -713,7 +718,12 @@ impl Shard {
             self.users.get_mut(user).append(slot);
             self.note(slot);
             self.pairs.set(pair, append.n, day_of(entry.time_ms));
-            effects.extend(reply.map(|reply| Effect::Accepted { reply, n: append.n }));
+            let at = slot.position().unwrap_or(0);
+            effects.extend(reply.map(|reply| Effect::Accepted {
+                reply,
+                n: append.n,
+                at,
+            }));
             effects.push(Effect::Grown { user });
             return;
         }
@@ -721,7 +731,11 @@ impl Shard {
         if let Some(reply) = reply {
             // Another leader's entries came between proposal and commit.
             effects.push(if append.n <= last {
-                Effect::Accepted { reply, n: append.n }
+                Effect::Accepted {
+                    reply,
+                    n: append.n,
+                    at: 0,
+                }
             } else {
                 let expected = SendNumber(last.0 + 1);
                 Effect::Refused {

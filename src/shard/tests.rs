@@ -23,6 +23,7 @@ fn reply(tag: u64) -> ReplyTo {
         slot: 1,
         generation: 1,
         tag,
+        read: Stamp::default(),
     }
 }
 
@@ -112,8 +113,15 @@ impl World {
         (first..self.log.len()).for_each(|nth| self.commit(nth));
     }
 
+    /// What the shard wanted done; where messages lie is left out.
     fn effects(&mut self) -> Vec<Effect> {
-        std::mem::take(&mut self.effects)
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in &mut effects {
+            if let Effect::Accepted { at, .. } = effect {
+                *at = 0;
+            }
+        }
+        effects
     }
 
     fn state(&self) -> Vec<u8> {
@@ -151,6 +159,7 @@ fn accepted(tag: u64, n: u64) -> Effect {
     Effect::Accepted {
         reply: reply(tag),
         n: SendNumber(n),
+        at: 0,
     }
 }
 
@@ -180,6 +189,30 @@ fn neither_acceptance_nor_entry_comes_before_the_batch_is_committed() {
     world.commit(0);
     assert_eq!(world.effects(), [accepted(10, 1), grown(0)]);
     assert_eq!(world.head("ben"), 1);
+}
+
+/// R: E-1
+#[test]
+fn an_answer_says_where_the_message_lies_that_has_just_become_durable_and_nothing_of_older_ones() {
+    let mut world = World::new(100);
+    for (n, tag) in [(1, 10), (2, 11)] {
+        world.send("ann", "ben", n, tag);
+    }
+    world.write_and_commit();
+    world.send("ann", "ben", 1, 12);
+    let mut places = Vec::new();
+    for effect in std::mem::take(&mut world.effects) {
+        if let Effect::Accepted { reply, at, .. } = effect {
+            places.push((reply.tag, at));
+        }
+    }
+    let inbox = world.shard.users().get(world.shard.find("ben").unwrap());
+    let lies = |seq| inbox.slot(Seq(seq)).unwrap().position().unwrap();
+    assert_eq!(places, [(10, lies(1)), (11, lies(2)), (12, 0)]);
+    assert!(
+        lies(2) - lies(1) >= crate::measure::PLACE_BYTES,
+        "two in one room"
+    );
 }
 
 /// R: B-5
@@ -228,7 +261,7 @@ fn answers_to_repeated_sends_come_before_those_to_sends_behind_them_in_the_same_
         .effects()
         .into_iter()
         .filter_map(|effect| match effect {
-            Effect::Accepted { reply, n } => Some((reply.tag, n.0)),
+            Effect::Accepted { reply, n, .. } => Some((reply.tag, n.0)),
             _ => None,
         });
     let expected = [(1, 1), (2, 2), (11, 1), (12, 2), (13, 3)];
@@ -513,7 +546,7 @@ proptest! {
                 },
             }
             for effect in world.effects() {
-                if let Effect::Accepted { reply, n } = effect {
+                if let Effect::Accepted { reply, n, .. } = effect {
                     let (from, to) = asked[usize::try_from(reply.tag).unwrap()];
                     last[from][to] = last[from][to].max(n.0);
                 }

@@ -222,6 +222,8 @@ struct Move {
 #[derive(Debug)]
 struct Flight {
     end: u64,
+    /// Commands in its batches.
+    items: usize,
     parts: Vec<Part>,
 }
 
@@ -238,6 +240,8 @@ pub struct Store {
     /// Per shard, by place: number and the last index in a frame that has been placed.
     heads: Vec<(u16, u64)>,
     frame: FrameBuilder,
+    /// Commands of shards in `frame`.
+    loaded_items: usize,
     /// What `frame` holds. Not empty after a poll only while the log has no segment for the frame.
     loaded: Vec<Part>,
     /// Shards with a batch that is not in a frame yet; each at most once.
@@ -340,6 +344,12 @@ impl Store {
     #[must_use]
     pub fn commits(&self) -> (u64, u64) {
         (self.commits, self.committed)
+    }
+
+    /// Commands of shards in the write under way.
+    #[must_use]
+    pub fn items_under_way(&self) -> usize {
+        self.flight.as_ref().map_or(0, |flight| flight.items)
     }
 
     /// Whether a write and sync is under way.
@@ -532,6 +542,7 @@ impl Store {
             };
             let offset = self.frame.record(header, batch.payload());
             self.pending_bytes -= batch.payload().len();
+            self.loaded_items += batch.items();
             self.loaded.push(Part::Batch(id, offset as u64));
             if shard.ready_bytes().is_some() {
                 self.ready.push_back(id);
@@ -587,6 +598,7 @@ impl Store {
         }
         self.flight = Some(Flight {
             end: flush.end,
+            items: std::mem::take(&mut self.loaded_items),
             parts,
         });
         io.push(Io::Flush(flush));

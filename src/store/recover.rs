@@ -626,6 +626,7 @@ impl Store {
             places: setup.places(),
             quarantined,
             heads,
+            loaded_items: 0,
             loaded: Vec::new(),
             ready: std::collections::VecDeque::new(),
             pending_bytes: 0,

@@ -15,6 +15,7 @@ use crate::placement::{CoreId, UserHash};
 use crate::shard::ReplyTo;
 use crate::shard::command::{Append, Command, decode};
 use crate::shard::retention::Retention;
+use crate::stamp::Stamp;
 
 const SIZE: SegmentSize = SegmentSize::small(32 * 1024);
 const KEY: HashKey = HashKey([5; 16]);
@@ -266,6 +267,7 @@ fn reply(tag: u64) -> ReplyTo {
         slot: 0,
         generation: 0,
         tag,
+        read: Stamp::default(),
     }
 }
 

@@ -13,7 +13,7 @@ use super::raw::{Hello, Raw};
 use super::small_disk::SmallDisk;
 
 /// Room for the segments that two logs keep ahead, and for a few more.
-const DISK_MIB: u64 = 48;
+pub(super) const DISK_MIB: u64 = 48;
 /// Enough for users of both logs.
 const USERS: usize = 8;
 const BODY_BYTES_MAX: usize = 60_000;
@@ -23,7 +23,7 @@ fn user(i: usize) -> String {
 }
 
 /// One sender to all users, and what was accepted.
-struct Flood {
+pub(super) struct Flood {
     ann: Raw,
     /// Per user: the number of the last message accepted.
     accepted: [u64; USERS],
@@ -36,7 +36,7 @@ impl Flood {
     }
 
     /// Sends to all users, until each of them was refused for want of room.
-    fn until_refused(&mut self) {
+    pub(super) fn until_refused(&mut self) {
         let mut asked: Vec<(u64, usize)> = (0..USERS).map(|to| (self.send(to), to)).collect();
         while !asked.is_empty() {
             let answer = self.ann.next();
@@ -67,7 +67,7 @@ impl Flood {
         self.accepted[to] += 1;
     }
 
-    fn all_accepted(&mut self) {
+    pub(super) fn all_accepted(&mut self) {
         (0..USERS).for_each(|to| self.until_accepted(to));
     }
 
@@ -156,7 +156,7 @@ fn until_cursor(server: &Server, to: usize, acknowledged: u64) {
 }
 
 /// A switch on a disk of its own, whose users' devices are known and have a message each.
-fn begin(disk: &SmallDisk) -> (Server, Flood) {
+pub(super) fn begin(disk: &SmallDisk) -> (Server, Flood) {
     let server = Server::start_with(&disk.data(), &Setup::small_storage());
     for to in 0..USERS {
         Raw::login(&server, &user(to)); // its device is known from now on

@@ -26,6 +26,7 @@ mod raw;
 mod reauth;
 mod reload;
 mod revoke;
+mod runbooks;
 mod secrets;
 mod small_disk;
 mod start;

@@ -134,7 +134,7 @@ impl SmallDisk {
 
     /// Takes all space that is left but for so many bytes: 0, to the last block.
     pub fn fill(&self, but: u64) {
-        let path = self.path().join("filler");
+        let path = self.filler();
         let mut options = OpenOptions::new();
         let mut file = options.create(true).append(true).open(path).unwrap();
         let mut piece: libc::off_t = 1 << 30;
@@ -151,9 +151,14 @@ impl SmallDisk {
         let _ = file.sync_all(); // without a block left, even this may be refused
     }
 
+    /// The file with which it is filled.
+    pub fn filler(&self) -> PathBuf {
+        self.path().join("filler")
+    }
+
     /// Gives back what [`SmallDisk::fill`] took.
     pub fn free(&self) {
-        fs::remove_file(self.path().join("filler")).unwrap();
+        fs::remove_file(self.filler()).unwrap();
     }
 }
 

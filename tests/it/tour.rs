@@ -72,8 +72,8 @@ fn tour(page: &str) -> Result<Vec<Step<'_>>, String> {
     Ok(steps)
 }
 
-/// Runs a line in `directory` as a shell does, with this build's `iris` first on the path.
-fn run(command: &str, directory: &Path) -> Output {
+/// Runs commands in `directory` as a shell does, with this build's `iris` first on the path.
+pub(super) fn run(command: &str, directory: &Path, environment: &[(&str, String)]) -> Output {
     let binary = iris();
     let binaries = Path::new(binary.get_program()).parent().unwrap();
     let path = std::env::var("PATH").unwrap();
@@ -83,6 +83,7 @@ fn run(command: &str, directory: &Path) -> Output {
         .current_dir(directory)
         .env("PATH", format!("{}:{path}", binaries.display()))
         .env("XDG_STATE_HOME", directory.join("state"))
+        .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -114,7 +115,7 @@ fn every_command_of_the_tour_prints_what_the_readme_says() {
         prints,
     } in steps
     {
-        let output = run(command, directory.path());
+        let output = run(command, directory.path(), &[]);
         let printed = String::from_utf8_lossy(&output.stdout);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(

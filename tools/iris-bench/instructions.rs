@@ -19,14 +19,15 @@ use iris::log::{
     FrameBuilder, FrameKind, NodeIdentity, RecordHeader, RecordKind, SegmentSize, Writer,
     WriterStart, item_encode_into,
 };
-use iris::placement::{CoreId, HashKey, ShardId, user_hash};
+use iris::placement::{HashKey, ShardId, user_hash};
 use iris::ring::{Sleeper, link};
 use iris::shard::command::Append;
-use iris::shard::{Input, ReplyTo, Shard, ShardConfig};
+use iris::shard::{Input, Shard, ShardConfig};
 use iris_proto::id::{MessageId, SendEpoch, SendNumber, Seq};
 use iris_proto::wire::{self, EntryRef, SendRef};
 
 use crate::args::{InstructionsArgs, Work};
+use crate::traffic::reply;
 
 /// Bytes of each body.
 const BODY: [u8; 128] = [0x5a; 128];
@@ -127,12 +128,7 @@ fn shard(turns: u64) {
             to: hashes[user],
             command: &command,
             room: true,
-            reply: ReplyTo {
-                core: CoreId(0),
-                slot: 0,
-                generation: 0,
-                tag: n,
-            },
+            reply: reply(n),
         };
         shard.step(TIME_MS, input, &mut effects);
         if turn % BATCH == BATCH - 1 {

@@ -7,6 +7,7 @@ use iris::placement::{CoreId, HashKey, ShardId, UserHash, user_hash};
 use iris::runtime::storage::{BlockingLog, DataDir};
 use iris::shard::command::Append;
 use iris::shard::{Input, ReplyTo};
+use iris::stamp::Stamp;
 use iris_proto::id::{MessageId, SendEpoch, SendNumber, Seq};
 
 /// A day in the year 2026, in Unix milliseconds.
@@ -188,11 +189,14 @@ impl Traffic {
     }
 }
 
-fn reply(tag: u64) -> ReplyTo {
+/// Where an answer would go.
+#[must_use]
+pub fn reply(tag: u64) -> ReplyTo {
     ReplyTo {
         core: CoreId(0),
         slot: 0,
         generation: 0,
         tag,
+        read: Stamp::default(),
     }
 }

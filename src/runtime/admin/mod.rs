@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   curl, probe, `iris status` ──HTTP/1.1──▶ <data>/admin.sock ─▶ one thread, tokio and hyper
-//!                                                                  │ routes ─▶ asker, revoker
+//!                                                                  │ routes ─▶ asker, gatherer, revoker
 //!   every core, in its next tick ◀── Control, doorbell ────────────┘
 //! ```
 //!
@@ -22,6 +22,7 @@
 //! any other, so nothing is asserted about what comes in.
 
 mod asker;
+mod gatherer;
 mod io;
 mod metrics;
 mod readiness;
@@ -44,11 +45,13 @@ use tokio::task::JoinSet;
 
 pub use asker::{ANSWER_MAX, Line};
 use asker::{Ask, Asker};
+pub use gatherer::HistogramLine;
+use gatherer::{Gather, Gatherer};
 use readiness::Facts;
 pub use readiness::Status;
 use revoker::Wish;
 pub use revoker::{REVOKE_MAX, RevokeLine, Revoked, Revoker};
-pub use routes::{REVOKE_PATH, Revocation, STATUS_PATH};
+pub use routes::{HISTOGRAMS_PATH, RESET_PATH, REVOKE_PATH, Revocation, STATUS_PATH};
 
 /// Connections at a time. Further ones wait in the kernel until one of these ends.
 pub const CONNECTIONS_MAX: usize = 8;
@@ -110,7 +113,7 @@ impl Admin {
     pub fn open(
         data: &Path,
         address: SocketAddr,
-        lines: Vec<Line>,
+        (lines, histogram_lines): (Vec<Line>, Vec<HistogramLine>),
         revoker: Revoker,
     ) -> Result<Self, AdminError> {
         let path = data.join(socket::NAME);
@@ -118,6 +121,7 @@ impl Admin {
         let (stop, stopped) = oneshot::channel();
         let serving = Serving {
             asker: Asker::new(lines, ANSWER_MAX),
+            gatherer: Gatherer::new(histogram_lines, ANSWER_MAX),
             revoker,
             facts: Facts::of_this_process(address),
             listener,
@@ -155,12 +159,14 @@ impl Drop for Admin {
 #[derive(Clone)]
 struct Ways {
     asks: mpsc::Sender<Ask>,
+    gathers: mpsc::Sender<Gather>,
     wishes: mpsc::Sender<Wish>,
 }
 
 /// What the thread starts from.
 struct Serving {
     asker: Asker,
+    gatherer: Gatherer,
     revoker: Revoker,
     facts: Facts,
     listener: std::os::unix::net::UnixListener,
@@ -185,14 +191,21 @@ impl Serving {
         let mut stopped = self.stopped;
         let mut connections = JoinSet::new();
         let asking = self.asker.run(asked);
+        let (gathers, gathered) = mpsc::channel(ASKS_MAX);
+        let gathering = self.gatherer.run(gathered);
         let (wishes, wished) = mpsc::channel(ASKS_MAX);
         let revoking = self.revoker.run(wished);
-        tokio::pin!(asking, revoking);
-        let ways = Ways { asks, wishes };
+        tokio::pin!(asking, gathering, revoking);
+        let ways = Ways {
+            asks,
+            gathers,
+            wishes,
+        };
         loop {
             tokio::select! {
                 _ = &mut stopped => return Ok(()), // open connections are cut
                 () = &mut asking => return Ok(()), // never: `ways` lives
+                () = &mut gathering => return Ok(()),
                 () = &mut revoking => return Ok(()),
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {

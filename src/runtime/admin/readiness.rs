@@ -18,6 +18,8 @@ pub(super) struct Facts {
     pub version: &'static str,
     pub pid: u32,
     pub address: SocketAddr,
+    /// What it is called among others: its host's name and its port.
+    pub node: String,
 }
 
 impl Facts {
@@ -26,7 +28,17 @@ impl Facts {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             address,
+            node: format!("{}:{}", host_name(), address.port()),
         }
+    }
+}
+
+/// The name that the kernel knows the machine by.
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match name.trim() {
+        "" => "localhost".to_owned(),
+        name => name.to_owned(),
     }
 }
 

@@ -12,14 +12,20 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Ways;
 use super::asker::{Answer, Ask};
+use super::gatherer::{Gather, Gathered};
 use super::metrics;
 use super::readiness::{Facts, Status, not_healthy, not_ready, notes};
 use super::revoker::{RevokeFailure, Wanted, Wish};
 use crate::auth::RevokeError;
+use crate::measure::dump::Dump;
 use crate::runtime::clock::Clock;
 
 /// Where [`Status`] is as JSON.
 pub const STATUS_PATH: &str = "/status";
+/// Where the histograms are, as a [`Dump`].
+pub const HISTOGRAMS_PATH: &str = "/histograms";
+/// The same, and they begin anew.
+pub const RESET_PATH: &str = "/histograms/reset";
 /// Where a [`Revocation`] goes.
 pub const REVOKE_PATH: &str = "/revoke";
 /// Bytes of a request's body. More are answered 413.
@@ -36,6 +42,8 @@ enum Action {
     Ready,
     Metrics,
     Status,
+    Histograms,
+    Reset,
     Revoke,
 }
 
@@ -64,11 +72,13 @@ const fn post(path: &'static str, action: Action) -> Route {
 }
 
 /// Everything that can be asked for.
-static ROUTES: [Route; 5] = [
+static ROUTES: [Route; 7] = [
     get("/healthz", Action::Health),
     get("/readyz", Action::Ready),
     get("/metrics", Action::Metrics),
     get(STATUS_PATH, Action::Status),
+    get(HISTOGRAMS_PATH, Action::Histograms),
+    post(RESET_PATH, Action::Reset),
     post(REVOKE_PATH, Action::Revoke),
 ];
 
@@ -119,6 +129,8 @@ pub(super) async fn answer(
             Ok(body) => revoke(&body, &ways.wishes).await,
             Err(refusal) => refusal,
         },
+        Ok(Action::Histograms) => histograms(facts, &ways.gathers, false).await,
+        Ok(Action::Reset) => histograms(facts, &ways.gathers, true).await,
         Ok(action) => match ask(&ways.asks).await {
             Some(answers) => perform(action, facts, &answers),
             None => stopping(),
@@ -206,6 +218,33 @@ fn wanted(body: &[u8]) -> Result<Wanted, String> {
     }
 }
 
+/// What the cores have recorded.
+async fn histograms(facts: &Facts, gathers: &mpsc::Sender<Gather>, reset: bool) -> Page {
+    let (answer, gathered) = oneshot::channel();
+    if gathers.send(Gather { reset, answer }).await.is_err() {
+        return stopping();
+    }
+    match gathered.await {
+        Ok(gathered) => dump(facts, &gathered),
+        Err(_) => stopping(),
+    }
+}
+
+fn dump(facts: &Facts, gathered: &Gathered) -> Page {
+    let mut dump = Dump::default();
+    for (core, recorded) in (0..).zip(gathered) {
+        let Some(recorded) = recorded else {
+            dump.silent.push(core);
+            continue;
+        };
+        if let Err(error) = dump.add_core(&facts.node, core, recorded) {
+            let body = format!("{error}; this is a bug, report it\n");
+            return Page::new(StatusCode::INTERNAL_SERVER_ERROR, TEXT, body);
+        }
+    }
+    Page::new(StatusCode::OK, JSON, dump.to_text() + "\n")
+}
+
 /// What the cores say. `None`: the thread is about to end.
 async fn ask(asks: &mpsc::Sender<Ask>) -> Option<std::sync::Arc<Vec<Answer>>> {
     let (ask, answers) = oneshot::channel();
@@ -253,7 +292,9 @@ fn perform(action: Action, facts: &Facts, answers: &[Answer]) -> Page {
         }
         Action::Metrics => Page::new(StatusCode::OK, METRICS, metrics::render(facts, answers)),
         Action::Status => json(&Status::of(facts, answers)),
-        Action::Revoke => unreachable!("it asks no core how it is"),
+        Action::Histograms | Action::Reset | Action::Revoke => {
+            unreachable!("it asks no core how it is")
+        }
     }
 }
 
@@ -281,6 +322,8 @@ fn probe(reasons: &[String], fine: &str) -> Page {
 mod tests {
     use super::super::readiness::tests::healthy;
     use super::*;
+    use crate::measure::dump::Row;
+    use crate::measure::{Histograms, Stage};
 
     fn facts() -> Facts {
         Facts::of_this_process("127.0.0.1:7447".parse().unwrap())
@@ -327,6 +370,23 @@ mod tests {
         ] {
             assert!(wanted(bad.as_bytes()).is_err(), "{bad}");
         }
+    }
+
+    /// R: E-1
+    #[test]
+    fn a_dump_names_the_node_each_core_and_who_was_silent() {
+        let mut recorded = Histograms::new(5);
+        recorded.record(Stage::Batch, 70);
+        let page = dump(&facts(), &vec![None, Some(Box::new(recorded))]);
+        assert_eq!(page.status, StatusCode::OK);
+        let read = Dump::parse(&page.body).unwrap();
+        assert_eq!(read.silent, [0]);
+        assert_eq!(read.histograms.len(), Stage::ALL.len());
+        let is_mine = |row: &Row| row.node == facts().node && row.core == Some(1);
+        assert!(read.histograms.iter().all(is_mine));
+        assert!(read.histograms[0].node.ends_with(":7447"), "{}", page.body);
+        let batch = read.histograms.iter().find(|row| row.stage == "batch");
+        assert_eq!(batch.unwrap().count, 1);
     }
 
     /// R: E-2

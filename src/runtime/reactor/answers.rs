@@ -15,6 +15,7 @@ use crate::runtime::stream::SocketId;
 use crate::session::Identity;
 use crate::shard::user::UserSlot;
 use crate::shard::{Effect, Refusal, ReplyTo};
+use crate::stamp::Stamp;
 
 /// After how many milliseconds a send refused by a full disk may be repeated. A guess.
 pub(super) const DISK_RETRY_MS: u64 = 5_000;
@@ -27,7 +28,10 @@ impl Core {
     pub(super) fn carry_out(&mut self) {
         while let Some((shard, effect)) = self.lanes.effects.pop_front() {
             match effect {
-                Effect::Accepted { reply, n } => self.answer(&Message::Accepted { reply, n }),
+                Effect::Accepted { reply, n, at } => {
+                    self.note_durable(shard, at, reply.read);
+                    self.answer(&Message::Accepted { reply, n });
+                }
                 Effect::Refused { reply, refusal } => self.refuse(reply, refusal),
                 Effect::Registered { reply } => self.registered(&reply),
                 Effect::Grown { user } => self.grown(shard, user),
@@ -72,13 +76,19 @@ impl Core {
     }
 
     /// Reads a parcel from another core.
-    pub(super) fn read_parcel(&mut self, parcel: &[u8]) {
+    pub(super) fn read_parcel(&mut self, parcel: &[u8], published: Stamp) {
+        let mut count = 0;
         for message in messages(parcel) {
+            count += 1;
             match message {
-                Message::Append { .. } => self.deliver(&message),
+                Message::Append { reply, .. } => {
+                    self.note_route(reply.read, published);
+                    self.deliver(&message);
+                }
                 Message::Accepted { .. } | Message::Rejected { .. } => self.answered(&message),
             }
         }
+        self.note_ring(published, count);
     }
 
     /// An answer has reached its session's core. The session may be gone; then nobody asks any more.
@@ -103,6 +113,7 @@ impl Core {
                 }
                 Message::Accepted { reply, n } => {
                     wire::encode_accepted(&mut connection.out, reply.tag, n.0);
+                    live.answers.note(reply.read);
                 }
                 Message::Append { .. } => unreachable!("an append is no answer"),
             }
@@ -131,7 +142,7 @@ impl Core {
             if let Some(connection) = self.connections.get(*id)
                 && !std::mem::replace(&mut connection.dirty, true)
             {
-                self.dirty.push(*id);
+                self.dirty.push_back(*id);
             }
         }
     }
@@ -186,7 +197,7 @@ impl Core {
 
     pub(super) fn mark_dirty(&mut self, connection: &mut Connection) {
         if !std::mem::replace(&mut connection.dirty, true) {
-            self.dirty.push(connection.id);
+            self.dirty.push_back(connection.id);
         }
     }
 

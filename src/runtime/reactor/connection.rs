@@ -18,12 +18,14 @@ use iris_proto::id::Seq;
 use iris_proto::limits::HELLO_FRAME_BYTES_MAX;
 
 use crate::limit::Bucket;
+use crate::measure::Waits;
 use crate::placement::{CoreId, ShardId};
 use crate::runtime::admission::Guest;
 use crate::runtime::stream::SocketId;
 use crate::runtime::tls::Tls;
 use crate::session::{Identity, Session};
 use crate::shard::user::UserSlot;
+use crate::stamp::Stamp;
 
 /// Bytes of answers that wait for a socket which does not take them. At the limit the connection is
 /// not read until they are gone.
@@ -36,6 +38,8 @@ pub struct Login {
     pub session: u64,
     /// When its Hello was read: of two connections of a device the later one stays.
     pub at: Instant,
+    /// The same, for measuring.
+    pub read: Stamp,
 }
 
 /// A session and where its inbox is.
@@ -43,6 +47,10 @@ pub struct Live {
     pub session: Session,
     /// When its Hello was read.
     pub at: Instant,
+    /// The same, for measuring: what is older than the session is no matter of its speed.
+    pub since: Stamp,
+    /// When the frames were read whose answers wait in `out`.
+    pub answers: Waits,
     pub shard: ShardId,
     /// `None` for a session that only sends.
     pub user: Option<UserSlot>,
@@ -64,7 +72,7 @@ impl Live {
     /// A session of a device whose durable cursor is `cursor`. Its alarm is not set yet.
     pub fn new(
         session: Session,
-        at: Instant,
+        (at, since): (Instant, Stamp),
         shard: ShardId,
         user: Option<UserSlot>,
         cursor: Seq,
@@ -72,6 +80,8 @@ impl Live {
         Self {
             session,
             at,
+            since,
+            answers: Waits::default(),
             shard,
             user,
             proposed: cursor,
@@ -128,6 +138,8 @@ pub struct Connection {
     pub is_stranger: bool,
     /// Its ClientHello was answered.
     pub answered: bool,
+    /// When it was accepted, until its TLS handshake has ended.
+    pub came: Stamp,
     /// In the core's list of handshakes that wait; `backlog` holds what is to be opened.
     pub shaking: bool,
     /// Where it comes from. `None`: from no IP address.
@@ -138,10 +150,16 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that has just been accepted.
-    pub fn greeting(id: SocketId, tls: Tls, address: Option<IpAddr>, guest: Option<Guest>) -> Self {
+    pub fn greeting(
+        id: SocketId,
+        tls: Tls,
+        (address, guest): (Option<IpAddr>, Option<Guest>),
+        came: Stamp,
+    ) -> Self {
         let decoder = Decoder::new(HELLO_FRAME_BYTES_MAX);
         Self {
             is_stranger: true,
+            came,
             address,
             guest,
             ..Self::new(id, tls, decoder, State::Greeting, Vec::new())
@@ -184,6 +202,7 @@ impl Connection {
             incomplete_since: None,
             is_stranger: false,
             answered: false,
+            came: Stamp::default(),
             shaking: false,
             address: None,
             guest: None,

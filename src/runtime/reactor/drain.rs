@@ -96,7 +96,7 @@ impl Core {
             let jitter = jitter_ms(index as u64 ^ self.now.unix_ms, SHUTDOWN_RETRY_MS);
             self.say_goodbye(id, GoodbyeReason::ShuttingDown, jitter);
         }
-        self.mesh.publish();
+        self.publish();
         self.farewells.say();
     }
 

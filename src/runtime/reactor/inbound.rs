@@ -21,6 +21,7 @@ use crate::runtime::tls::{Opened, TlsError};
 use crate::session::FetchRefusal;
 use crate::shard::command::Append;
 use crate::shard::{Effect, Input, Refusal, ReplyTo};
+use crate::stamp::Stamp;
 
 /// After how many milliseconds a refused Fetch may be repeated. A guess: a page takes less.
 const FETCH_RETRY_MS: u64 = 100;
@@ -75,6 +76,7 @@ impl Core {
         }
         match opened {
             Ok(opened) => {
+                self.note_handshake(&mut connection);
                 self.process(&mut connection, &plain);
                 self.note_progress(&mut connection);
                 self.plain = plain;
@@ -164,10 +166,16 @@ impl Core {
         };
         match decoded {
             Ok(ClientFrameRef::Send(send)) => return self.send(connection, &send),
-            Ok(ClientFrameRef::Ack(seq)) => match live.session.acknowledge(Seq(seq)) {
-                Some(_) => self.cursor_moved(connection),
-                None => self.talk(connection),
-            },
+            Ok(ClientFrameRef::Ack(seq)) => {
+                let before = live.session.acknowledged();
+                match live.session.acknowledge(Seq(seq)) {
+                    Some(seq) => {
+                        self.note_acknowledged(live, before, seq);
+                        self.cursor_moved(connection);
+                    }
+                    None => self.talk(connection),
+                }
+            }
             Ok(ClientFrameRef::Ping(nonce)) => {
                 wire::encode_pong(&mut connection.out, nonce);
                 self.talk(connection);
@@ -243,6 +251,7 @@ impl Core {
             slot: connection.id.slot,
             generation: connection.id.generation,
             tag: send.tag,
+            read: Stamp::of(self.now.ns),
         };
         let home = self.placement.core_of(self.placement.shard_of(to));
         let message = Message::Append {
@@ -442,6 +451,7 @@ impl Core {
             return;
         }
         connection.stalled = false;
+        self.now.touch();
         let backlog = std::mem::take(&mut connection.backlog);
         let rest = self.process_frames(connection, &backlog);
         if rest.is_empty() {

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::hooks::SyncGate;
+use crate::measure::{Histograms, Stage};
 use crate::placement::{LogId, Placement, ShardId};
 use crate::runtime::clock::Clock;
 use crate::runtime::storage::{Files, stop_at_once};
@@ -23,6 +24,10 @@ use crate::shard::{Effect, Input, Shard};
 pub use crate::store::PENDING_BYTES_MAX;
 use crate::store::{Io, Now, Status, Store};
 
+/// Different instants of proposals that are kept for one write. Further ones count as the last of these, so
+/// that what they wait seems longer than it was, never shorter.
+const INSTANTS_PROPOSED_MAX: usize = 1_024;
+
 /// One log and what it is doing.
 struct Lane {
     id: LogId,
@@ -30,6 +35,43 @@ struct Lane {
     files: Files,
     /// A flush whose sync returned while a test holds it back.
     held: bool,
+    /// Since when proposed messages wait for their write, and how many of each instant; oldest first.
+    proposed: VecDeque<(u64, u64)>,
+    /// When the write under way began, and when the last one was durable, in nanoseconds.
+    written_ns: u64,
+    durable_ns: u64,
+}
+
+impl Lane {
+    /// A message waits for its write.
+    fn proposes(&mut self, now_ns: u64) {
+        let is_full = self.proposed.len() >= INSTANTS_PROPOSED_MAX;
+        match self.proposed.back_mut() {
+            Some((since, count)) if *since == now_ns || is_full => *count += 1,
+            _ => self.proposed.push_back((now_ns, 1)),
+        }
+    }
+
+    /// A write begins. When it holds all that was proposed these are its messages; when it does not, the
+    /// oldest ones count as its own, as many as it has commands.
+    fn written(&mut self, now_ns: u64, set: &mut Histograms) {
+        self.written_ns = now_ns;
+        let mut left = match self.store.pending_bytes() {
+            0 => u64::MAX,
+            _ => self.store.items_under_way() as u64,
+        };
+        while left > 0
+            && let Some((since, count)) = self.proposed.front_mut()
+        {
+            let taken = left.min(*count);
+            set.record_n(Stage::Batch, now_ns.saturating_sub(*since), taken);
+            left -= taken;
+            *count -= taken;
+            if *count == 0 {
+                self.proposed.pop_front();
+            }
+        }
+    }
 }
 
 /// Shards and logs of one core.
@@ -56,6 +98,9 @@ impl Lanes {
             store,
             files,
             held: false,
+            proposed: VecDeque::new(),
+            written_ns: 0,
+            durable_ns: 0,
         };
         Self {
             placement,
@@ -119,7 +164,12 @@ impl Lanes {
         };
         let is_served = lane.store.shard(id).is_some();
         if is_served {
+            let is_message = matches!(input, Input::Append { .. });
+            let before = lane.store.pending_bytes();
             lane.store.step(now, id, input, &mut self.effects);
+            if is_message && lane.store.pending_bytes() > before {
+                lane.proposes(clock.ns);
+            }
         }
         is_served
     }
@@ -127,7 +177,13 @@ impl Lanes {
     /// Takes what the logs' threads have done, and begins what can be begun: a write and sync on every
     /// log that has something and is not at it already. While there is more input to read, a batch may
     /// grow.
-    pub(super) fn poll(&mut self, clock: &Clock, more_input: bool, sockets: &mut Sockets) {
+    pub(super) fn poll(
+        &mut self,
+        clock: &Clock,
+        more_input: bool,
+        sockets: &mut Sockets,
+        set: &mut Histograms,
+    ) {
         let now = self.now(clock);
         for lane in &mut self.lanes {
             lane.files.take_done(&mut lane.store, &mut self.io);
@@ -136,6 +192,7 @@ impl Lanes {
                 let Some(mut flush) = lane.files.carry_out(io) else {
                     continue;
                 };
+                lane.written(clock.ns, set);
                 let writes = lane.files.writes(&mut flush).into_iter().flatten();
                 let writes = writes.map(|write| (write.fd, write.offset, write.bytes));
                 // SAFETY: the files stay open until the flush has ended, and nobody holds a slice of
@@ -154,7 +211,8 @@ impl Lanes {
         job: u64,
         result: Result<(), i32>,
         buffers: Vec<Vec<u8>>,
-        clock: &Clock,
+        clock: &mut Clock,
+        set: &mut Histograms,
     ) {
         let lane = self
             .lanes
@@ -170,30 +228,39 @@ impl Lanes {
         for buffer in buffers {
             lane.store.recycle(buffer);
         }
+        set.record(Stage::Sync, clock.ns.saturating_sub(lane.written_ns));
         if self.gate.as_ref().is_some_and(|gate| gate.holds()) {
             lane.held = true;
             return;
         }
-        self.commit(index, clock);
+        self.commit(index, clock, set);
     }
 
     /// Lets go what a test held back, once the gate is open.
-    pub(super) fn release_held(&mut self, clock: &Clock) {
+    pub(super) fn release_held(&mut self, clock: &mut Clock, set: &mut Histograms) {
         if self.gate.as_ref().is_none_or(|gate| gate.is_closed()) {
             return;
         }
         for index in 0..self.lanes.len() {
             if std::mem::take(&mut self.lanes[index].held) {
-                self.commit(index, clock);
+                self.commit(index, clock, set);
             }
         }
     }
 
-    fn commit(&mut self, index: usize, clock: &Clock) {
+    fn commit(&mut self, index: usize, clock: &mut Clock, set: &mut Histograms) {
         let now = self.now(clock);
         let lane = &mut self.lanes[index];
+        lane.durable_ns = clock.ns;
         lane.files.flushed();
         lane.store.flushed(now, &mut self.effects);
+        clock.touch();
+        set.record(Stage::Apply, clock.ns - lane.durable_ns);
+    }
+
+    /// When the newest durable batch of a shard's log became so, in nanoseconds.
+    pub(super) fn durable_ns(&mut self, shard: ShardId) -> u64 {
+        self.lane_mut(shard).durable_ns
     }
 
     /// A shard's message was to be read and is not what was written.

@@ -6,10 +6,10 @@
 //! ```
 //!
 //! Strangers have room of their own, `limits.handshakes_per_core`: however many come, they take no place
-//! of a session. What they cost a core in a turn is bounded: so many are let in and let go
-//! ([`ARRIVALS_PER_TURN`], [`DEPARTURES_PER_TURN`]), and one step of one handshake is done, when nothing
-//! else is to be done ([`HANDSHAKE_PAUSE_MAX`]). Whoever comes beyond it waits, with what it sent, for a
-//! later turn: so a storm takes the time that sessions leave.
+//! of a session. What they cost a core is bounded: so many are accepted ([`ARRIVALS_AT_ONCE`]), let go
+//! ([`DEPARTURES_PER_TURN`]), and one step of one handshake is done ([`HANDSHAKE_PAUSE_MAX`]), when nothing
+//! else is to be done, or a millisecond after the last ones. Whoever comes beyond it waits in the kernel's
+//! queue, or here with what it sent: so a storm takes the time that sessions leave.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -34,15 +34,17 @@ use crate::session::login::{check_version, identify, welcome};
 use crate::session::{Identity, Session};
 use crate::shard::user::Device;
 use crate::shard::{Input, ReplyTo};
+use crate::stamp::Stamp;
 
 /// A step of a TLS handshake costs some 100 to 200 us (`docs/BENCHMARKS.md`), for which every session of
 /// the core waits. So it is done in a turn that has nothing else to do, one each turn; but one is done
 /// whatever there is, when the last one was so long ago: a busy core gives strangers a fifth of its time.
 pub const HANDSHAKE_PAUSE_MAX: Duration = Duration::from_millis(1);
-/// Accepted connections that one turn makes room for; the others wait. Each costs some 10 us.
-pub const ARRIVALS_PER_TURN: usize = 4;
-/// Accepted connections that wait for a turn. More are closed as they come.
-pub const ARRIVALS_MAX: usize = 4_096;
+/// Connections that are accepted at once, by some 10 us each, also if they are only closed again. The next
+/// ones are in a turn that has nothing else to do, or after [`ARRIVALS_PAUSE_MAX`].
+pub const ARRIVALS_AT_ONCE: usize = 8;
+/// So a busy core gives arrivals a tenth of its time.
+pub const ARRIVALS_PAUSE_MAX: Duration = Duration::from_millis(1);
 /// Connections that one turn lets go whose peers have ended them, by some 10 us each.
 pub const DEPARTURES_PER_TURN: usize = 8;
 /// How long a stranger may take to log in when others want his room.
@@ -57,32 +59,21 @@ pub const FULL_RETRY_MS: u64 = 10_000;
 type Leave = (GoodbyeReason, u64);
 
 impl Core {
-    /// A connection has been accepted, and waits for a turn that makes room for it.
-    pub(super) fn arrived(&mut self, socket: OwnedFd) {
-        if self.arrivals.len() < ARRIVALS_MAX {
-            self.arrivals.push_back(socket);
-        } else {
-            self.totals.refused_handshakes += 1; // dropped, and so closed
+    /// Lets some come if there is time, and lets some go whose peers are gone.
+    pub(super) fn come_and_go(&mut self, is_idle: bool) {
+        if is_idle || self.now.monotonic >= self.next_arrivals {
+            self.next_arrivals = self.now.monotonic + ARRIVALS_PAUSE_MAX;
+            self.sockets.accept_up_to(ARRIVALS_AT_ONCE);
         }
-    }
-
-    /// Lets in some of those who arrived, and lets some go whose peers are gone.
-    pub(super) fn come_and_go(&mut self) {
         for _ in 0..DEPARTURES_PER_TURN {
             let Some(id) = self.departures.pop_front() else {
                 break;
             };
             self.drop_connection(id);
         }
-        for _ in 0..ARRIVALS_PER_TURN {
-            let Some(socket) = self.arrivals.pop_front() else {
-                break;
-            };
-            self.accepted(socket);
-        }
     }
 
-    fn accepted(&mut self, socket: OwnedFd) {
+    pub(super) fn accepted(&mut self, socket: OwnedFd) {
         // Before TLS nothing can be said: a socket that is dropped is closed.
         let address = peer_of(&socket).map(|peer| peer.ip());
         let Some(guest) = self.admit(address) else {
@@ -98,8 +89,12 @@ impl Core {
         self.totals.accepted += 1;
         self.strangers += 1;
         let id = self.sockets.adopt(socket);
-        self.connections
-            .insert(Box::new(Connection::greeting(id, tls, address, guest)));
+        self.connections.insert(Box::new(Connection::greeting(
+            id,
+            tls,
+            (address, guest),
+            Stamp::of(self.now.ns),
+        )));
         self.greeting
             .push_back((self.now.monotonic + self.policy.hello_timeout, id));
     }
@@ -189,6 +184,7 @@ impl Core {
     /// Opens what waits of a connection, and `more` behind it.
     pub(super) fn take_step(&mut self, mut connection: Box<Connection>, more: &[u8]) {
         connection.shaking = false;
+        self.now.touch();
         let mut data = std::mem::take(&mut connection.backlog);
         data.extend_from_slice(more);
         let mut plain = std::mem::take(&mut self.plain);
@@ -221,6 +217,7 @@ impl Core {
             resume_after: hello.resume_after,
             session: random_u64(),
             at: self.now.monotonic,
+            read: Stamp::of(self.now.ns),
         });
         let home = self.placement.core_of(self.placement.shard_of(hash));
         self.no_stranger(connection);
@@ -341,6 +338,7 @@ impl Core {
             slot: connection.id.slot,
             generation: connection.id.generation,
             tag: 0,
+            read: Stamp::default(),
         };
         let input = Input::Register {
             hash: identity.hash,
@@ -366,7 +364,7 @@ impl Core {
         let State::Entering(login) = &connection.state else {
             unreachable!("only entering connections go live");
         };
-        let (identity, at) = (login.identity.clone(), login.at);
+        let (identity, at, read) = (login.identity.clone(), login.at, login.read);
         let (resume_after, session) = (login.resume_after, login.session);
         // Before it replaces one that may stay.
         if self.turn_away(connection, &identity) {
@@ -414,11 +412,12 @@ impl Core {
         connection.decoder.set_max(FRAME_BYTES_MAX);
         self.audit_login(&identity, connection.address);
         let session = Session::new(identity, cursor, start);
-        let mut live = Live::new(session, at, shard, user, cursor);
+        let mut live = Live::new(session, (at, read), shard, user, cursor);
         self.set_alarm(&mut live, connection.id);
         connection.state = State::Live(Box::new(live));
         self.live_sessions += 1;
         self.totals.logins += 1;
+        self.welcomed(read);
         self.mark_dirty(connection);
         if connection.stalled {
             self.retry_later(connection);

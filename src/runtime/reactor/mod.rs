@@ -24,6 +24,7 @@ mod hooks;
 mod inbound;
 mod lanes;
 mod login;
+mod measuring;
 mod outbound;
 mod patience;
 mod report;
@@ -31,7 +32,6 @@ mod revoking;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,7 @@ use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
 use crate::auth::Revocations;
 use crate::limit::{Buckets, Ladder, Rate, Shed};
+use crate::measure::Histograms;
 use crate::placement::{CoreId, LogId, Placement, ShardId, UserHash};
 use crate::ring::Sleeper;
 use crate::shard::user::UserSlot;
@@ -60,6 +61,7 @@ use drain::Draining;
 pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
+use measuring::Measuring;
 use patience::{TALK_BURST, TALK_PER_S};
 use revoking::Revoking;
 
@@ -84,6 +86,16 @@ pub const CLOSING_MAX: Duration = Duration::from_secs(2);
 pub enum Control {
     /// Say how you are, in the next tick. The answer is not waited for: one that finds no room is lost.
     Report(Sender<CoreReport>),
+    /// Say how long things took, in the next tick.
+    Histograms {
+        /// What is filled, and handed back; with `reset` what has been filled is handed over, and this takes
+        /// its place.
+        empty: Box<Histograms>,
+        /// Whether to begin anew.
+        reset: bool,
+        /// Not waited for, as with `Report`.
+        reply: Sender<Box<Histograms>>,
+    },
     /// From now on this certificate, these keys and these limits hold. Whoever is here stays.
     Adopt {
         /// What replaces the one before.
@@ -144,8 +156,8 @@ pub(super) struct Core {
     handshakes: VecDeque<SocketId>,
     /// One of them is done from then on, whatever else there is to do.
     next_handshake: Instant,
-    /// Accepted connections for which no turn had time yet; `ARRIVALS_MAX` at most.
-    arrivals: VecDeque<OwnedFd>,
+    /// The next connections are accepted from then on, whatever else there is to do.
+    next_arrivals: Instant,
     /// Connections whose peers have ended them, to be let go; each once.
     departures: VecDeque<SocketId>,
     /// Sessions that talked too much and are not read until the next tick.
@@ -164,8 +176,10 @@ pub(super) struct Core {
     senders: HashMap<(UserHash, SendEpoch), SocketId>,
     /// Connections that are [`State::Live`].
     live_sessions: u64,
-    /// Connections that may have something to send.
-    dirty: Vec<SocketId>,
+    /// Connections that may have something to send, longest waiting first; each once.
+    dirty: VecDeque<SocketId>,
+    /// What this turn has sent.
+    sent_bytes: usize,
     /// Stalled connections whose own obstacle is gone.
     retry: Vec<SocketId>,
     /// Connections stalled because the core was congested.
@@ -195,6 +209,7 @@ pub(super) struct Core {
     populating: usize,
     waiting_to_populate: Vec<SocketId>,
     totals: Totals,
+    measuring: Measuring,
 }
 
 impl Core {
@@ -214,7 +229,7 @@ impl Core {
             strangers: 0,
             handshakes: VecDeque::new(),
             next_handshake: now.monotonic,
-            arrivals: VecDeque::new(),
+            next_arrivals: now.monotonic,
             departures: VecDeque::new(),
             resting: Vec::new(),
             looked_at: 0,
@@ -232,7 +247,8 @@ impl Core {
             sessions: HashMap::new(),
             senders: HashMap::new(),
             live_sessions: 0,
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
+            sent_bytes: 0,
             retry: Vec::new(),
             congested: Vec::new(),
             gathering: Vec::new(),
@@ -251,6 +267,7 @@ impl Core {
             populating: 0,
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
+            measuring: Measuring::new(now.unix_ms),
         }
     }
 
@@ -285,17 +302,17 @@ impl Core {
         let (is_congested, now_us) = (self.is_congested(), self.now_us());
         self.ladder.look(is_congested, now_us);
         let is_idle = !self.take_events() & !self.take_mail();
-        self.come_and_go();
+        self.come_and_go(is_idle);
         self.shake_hands(is_idle);
         self.carry_out();
         self.retry_stalled();
         self.tick();
         self.sweep();
         let more_input = self.sockets.has_work();
-        self.lanes.poll(&self.now, more_input, &mut self.sockets);
+        self.poll_lanes(more_input);
         self.carry_out();
         self.send_dirty();
-        self.mesh.publish();
+        self.publish();
         self.is_drained()
     }
 
@@ -304,7 +321,7 @@ impl Core {
         let may_go_on = self.retry.is_empty() && self.congested.is_empty();
         self.dirty.is_empty()
             && self.handshakes.is_empty()
-            && self.arrivals.is_empty()
+            && !self.sockets.may_accept_more(login::ARRIVALS_AT_ONCE)
             && self.departures.is_empty()
             && (may_go_on || self.is_congested() || self.draining.is_some())
             && self.lanes.effects.is_empty()
@@ -323,12 +340,15 @@ impl Core {
         let has_come = !events.is_empty();
         for event in events.drain(..) {
             match event {
-                Event::Accepted { socket } => self.arrived(socket),
+                Event::Accepted { socket } => self.accepted(socket),
                 Event::AcceptFailed { errno } => {
                     let error = std::io::Error::from_raw_os_error(errno);
                     tracing::warn!(core = self.id.0, %error, "a connection could not be accepted; accepting goes on after a pause");
                 }
-                Event::Received { id, buffer } => self.received(id, buffer),
+                Event::Received { id, buffer } => {
+                    self.now.touch();
+                    self.received(id, buffer);
+                }
                 Event::Ended { id, reason } => self.ended(id, reason),
                 Event::Sent { id, buffer, result } => self.sent(id, buffer, result),
                 Event::Detached { id, socket } => self.detached(id, socket),
@@ -348,7 +368,11 @@ impl Core {
     fn job_done(&mut self, job: u64, result: Result<(), i32>, buffers: Vec<Vec<u8>>) {
         match outbound::populated_for(job) {
             Some(id) => self.populated(id, result),
-            None => self.lanes.synced(job, result, buffers, &self.now),
+            None => {
+                self.now.touch();
+                let set = &mut self.measuring.set;
+                self.lanes.synced(job, result, buffers, &mut self.now, set);
+            }
         }
     }
 
@@ -365,11 +389,14 @@ impl Core {
         let mut mail = Vec::new();
         self.mesh.receive(|from, parcel| mail.push((from, parcel)));
         let has_come = !mail.is_empty();
+        if has_come {
+            self.now.touch();
+        }
         for (from, parcel) in mail {
             match parcel {
-                Parcel::Messages(parcel) => {
-                    self.read_parcel(&parcel);
-                    self.mesh.give_back(from, parcel);
+                Parcel::Messages { bytes, published } => {
+                    self.read_parcel(&bytes, published);
+                    self.mesh.give_back(from, bytes);
                 }
                 Parcel::Connection(handoff) => self.entered(*handoff),
                 Parcel::Empty(_) => {}
@@ -384,7 +411,8 @@ impl Core {
             return;
         }
         self.next_tick = self.now.monotonic + TICK;
-        self.lanes.release_held(&self.now);
+        let set = &mut self.measuring.set;
+        self.lanes.release_held(&mut self.now, set);
         self.audit.settle(self.now.unix_ms);
         if self.populating == 0 {
             self.lanes.unmap_removed();
@@ -397,6 +425,13 @@ impl Core {
                     let _ = taken.try_send(()); // who sent it may have given up waiting
                 }
                 Control::Revoke { list, taken } => self.revoke(list, taken),
+                Control::Histograms {
+                    empty,
+                    reset,
+                    reply,
+                } => {
+                    let _ = reply.try_send(self.hand_over_histograms(empty, reset));
+                }
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
                 }

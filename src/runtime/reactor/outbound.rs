@@ -18,6 +18,7 @@ use iris_proto::wire::{self, EntryRef};
 
 use super::Core;
 use super::connection::{Connection, Live, State};
+use crate::measure::Waits;
 use crate::placement::ShardId;
 use crate::runtime::stream::SocketId;
 use crate::session::Next;
@@ -25,6 +26,9 @@ use crate::shard::command::{self, Command};
 
 /// Plaintext that a session may pull into one send. One entry more may exceed it.
 pub const SEND_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that one turn sends, by some 100 us each 128 KiB for sealing and for the kernel's copy. One send more may
+/// exceed it.
+pub const TURN_BYTES_MAX: usize = 256 * 1024;
 /// Buffers for sealed bytes kept by a core for the next sends.
 const BUFFERS_KEPT_MAX: usize = 256;
 /// A buffer that grew beyond this is let go instead of kept.
@@ -75,12 +79,21 @@ enum Pulled {
 }
 
 impl Core {
-    /// Sends to every connection that may have something to be sent.
+    /// Sends to connections that may have something to be sent, those who waited longest first, up to
+    /// [`TURN_BYTES_MAX`]: a thousand full sends at once would keep all others waiting.
     pub(super) fn send_dirty(&mut self) {
-        for id in std::mem::take(&mut self.dirty) {
-            let Some(mut connection) = self.connections.take(id) else {
+        let mut left = self.dirty.len(); // who becomes dirty by it is for the next turn
+        self.sent_bytes = 0;
+        while left > 0 && self.sent_bytes < TURN_BYTES_MAX {
+            left -= 1;
+            let Some(mut connection) = self
+                .dirty
+                .pop_front()
+                .and_then(|id| self.connections.take(id))
+            else {
                 continue;
             };
+            let id = connection.id;
             connection.dirty = false;
             let is_sound = !self.sockets.can_send(id) || self.send_one(&mut connection);
             self.connections.put_back(connection);
@@ -105,11 +118,12 @@ impl Core {
             self.retry_later(connection);
         }
         let id = connection.id;
+        let mut entries = Waits::default();
         let mut damaged = false;
         if let State::Live(live) = &mut connection.state
             && connection.populating.is_none()
         {
-            match self.pull(id, live, &mut plain) {
+            match self.pull(id, live, &mut plain, &mut entries) {
                 Pulled::All | Pulled::More => {} // Sent marks it dirty again
                 Pulled::Waits(position) => connection.populating = Some((live.shard, position)),
                 Pulled::Damaged => damaged = true,
@@ -120,6 +134,7 @@ impl Core {
             plain.append(&mut connection.out);
         }
         let is_sound = self.seal_and_send(connection, &plain);
+        self.note_written(connection, entries);
         self.plain = plain;
         is_sound
     }
@@ -141,6 +156,7 @@ impl Core {
             connection.finished = is_closing;
             connection.sending_since = Some(self.now.monotonic);
             self.totals.sends += 1;
+            self.sent_bytes += sealed.len();
             self.sockets.send(id, sealed);
             return true;
         }
@@ -155,7 +171,13 @@ impl Core {
     }
 
     /// Appends the frames of what a session is owed, as much as fits into one send.
-    fn pull(&mut self, id: SocketId, live: &mut Live, plain: &mut Vec<u8>) -> Pulled {
+    fn pull(
+        &mut self,
+        id: SocketId,
+        live: &mut Live,
+        plain: &mut Vec<u8>,
+        entries: &mut Waits,
+    ) -> Pulled {
         let Some(user) = live.user else {
             return Pulled::All;
         };
@@ -216,6 +238,9 @@ impl Core {
             match self.encode_entry(shard, position, (user, seq), tag, plain) {
                 Some(bytes) => {
                     self.totals.entries += 1;
+                    if tag == 0 {
+                        self.note_pushed(live, position, entries);
+                    }
                     live.session.went(next, bytes);
                 }
                 None => return Pulled::Damaged,
@@ -289,7 +314,7 @@ impl Core {
         };
         connection.populating = None;
         if !std::mem::replace(&mut connection.dirty, true) {
-            self.dirty.push(id);
+            self.dirty.push_back(id);
         }
     }
 

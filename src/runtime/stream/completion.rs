@@ -91,9 +91,6 @@ impl Tag {
     }
 }
 
-/// Accepting rests this long after an error. Static, since the kernel reads it at submission.
-static BACKOFF: types::Timespec = types::Timespec::new().nsec(ACCEPT_BACKOFF_MS * 1_000_000);
-
 /// An accepted connection that nobody will hear of is closed.
 pub(super) fn close_if_accepted(completion: Completion) {
     if Tag::unpack(completion.user_data).kind == Kind::Accept && completion.result >= 0 {
@@ -101,14 +98,14 @@ pub(super) fn close_if_accepted(completion: Completion) {
     }
 }
 
-fn accepted(fd: i32) -> OwnedFd {
+pub(super) fn accepted(fd: i32) -> OwnedFd {
     use std::os::fd::FromRawFd;
     // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// A completion's result as success with a count, or an errno.
-fn outcome(result: i32) -> Result<u32, i32> {
+pub(super) fn outcome(result: i32) -> Result<u32, i32> {
     u32::try_from(result).map_err(|_| -result)
 }
 
@@ -121,7 +118,7 @@ impl Sockets {
             Kind::Send => self.sent(tag.id(), completion, events),
             Kind::Connect => self.connected(tag.id(), completion, events),
             Kind::Cancel => self.cancelled(tag.id()),
-            Kind::Accept => self.accept_completed(tag.generation, completion, events),
+            Kind::Accept => self.accept_completed(tag.generation, completion.result, events),
             Kind::AcceptCancel => self.accept_cancelled(tag.generation),
             Kind::AcceptTimer => self.accept_rested(tag.generation),
             Kind::Write | Kind::Sync | Kind::Populate => {
@@ -246,124 +243,5 @@ impl Sockets {
         assert!(slot.has(CANCEL));
         slot.operations &= !CANCEL;
         self.slots.unsettle(id);
-    }
-
-    pub(super) fn arm_accept(&mut self) {
-        let Some(listener) = &mut self.listener else {
-            return;
-        };
-        assert!(!listener.armed);
-        listener.armed = true;
-        let tag = Tag {
-            kind: Kind::Accept,
-            slot: 0,
-            generation: listener.generation,
-        };
-        let entry = opcode::AcceptMulti::new(types::Fd(listener.socket.as_raw_fd()))
-            .flags(libc::SOCK_CLOEXEC)
-            .build()
-            .user_data(tag.pack());
-        // SAFETY: the entry points to nothing.
-        unsafe { self.ring.push(entry) };
-    }
-
-    /// Closes a stopping listener as soon as nothing of it is under way.
-    pub(super) fn wind_down_listener(&mut self) {
-        let Some(listener) = &mut self.listener else {
-            return;
-        };
-        if !listener.stopping || listener.cancelling {
-            return;
-        }
-        if !listener.armed {
-            self.listener = None;
-            return;
-        }
-        listener.cancelling = true;
-        let generation = listener.generation;
-        let accept = Tag {
-            kind: Kind::Accept,
-            slot: 0,
-            generation,
-        }
-        .pack();
-        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::user_data(accept))
-            .build()
-            .user_data(
-                Tag {
-                    kind: Kind::AcceptCancel,
-                    slot: 0,
-                    generation,
-                }
-                .pack(),
-            );
-        // SAFETY: the entry points to nothing.
-        unsafe { self.ring.push(entry) };
-    }
-
-    pub(super) fn accept_completed(
-        &mut self,
-        generation: u32,
-        completion: Completion,
-        events: &mut Vec<Event>,
-    ) {
-        let result = outcome(completion.result);
-        if result.is_ok() {
-            events.push(Event::Accepted {
-                socket: accepted(completion.result),
-            });
-        }
-        let listener = self
-            .listener
-            .as_mut()
-            .filter(|it| it.generation == generation);
-        let Some(listener) = listener else {
-            unreachable!("an accept outlived its listener")
-        };
-        if completion.more() {
-            return;
-        }
-        listener.armed = false;
-        if listener.stopping {
-            return self.wind_down_listener();
-        }
-        match result {
-            // The peer gave up between its SYN and our accept: not our trouble.
-            Ok(_) | Err(libc::ECONNABORTED | libc::EINTR) => self.arm_accept(),
-            Err(errno) => {
-                events.push(Event::AcceptFailed { errno });
-                let tag = Tag {
-                    kind: Kind::AcceptTimer,
-                    slot: 0,
-                    generation,
-                };
-                let entry = opcode::Timeout::new(&raw const BACKOFF)
-                    .build()
-                    .user_data(tag.pack());
-                // SAFETY: the entry points to a static.
-                unsafe { self.ring.push(entry) };
-            }
-        }
-    }
-
-    fn accept_cancelled(&mut self, generation: u32) {
-        if let Some(listener) = self
-            .listener
-            .as_mut()
-            .filter(|it| it.generation == generation)
-        {
-            listener.cancelling = false;
-            self.wind_down_listener();
-        }
-    }
-
-    fn accept_rested(&mut self, generation: u32) {
-        let listener = self
-            .listener
-            .as_ref()
-            .filter(|it| it.generation == generation);
-        if listener.is_some_and(|listener| !listener.armed && !listener.stopping) {
-            self.arm_accept();
-        }
     }
 }

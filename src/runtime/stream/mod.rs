@@ -8,8 +8,9 @@
 //!
 //! One task per core drives it: `turn` submits what was asked for and hands over what has happened,
 //! with at most one system call and none when there is nothing to do; when idle, the task sleeps in
-//! [`wait`]. Accepting and receiving are armed once and complete many times (multishot);
-//! the bytes come in buffers of the core ([`BufferId`]), so an idle connection owns none.
+//! [`wait`]. Receiving is armed once and completes many times (multishot); the bytes come in buffers of the
+//! core ([`BufferId`]), so an idle connection owns none. Accepting goes by allowance
+//! ([`Sockets::accept_up_to`]).
 //!
 //! Invariants:
 //! - A descriptor is closed, or handed out by `Detached`, only after every operation on it has
@@ -27,6 +28,7 @@ mod address;
 mod buffers;
 mod completion;
 mod job;
+mod listener;
 mod ring;
 mod slot;
 #[cfg(test)]
@@ -41,6 +43,7 @@ use buffers::Buffers;
 use completion::{Kind, Tag};
 use io_uring::{opcode, types};
 use job::Jobs;
+use listener::Listener;
 use ring::{Completion, REAP_BATCH, Ring};
 use slot::{
     CANCEL, CLOSING, CONNECT, CONNECTED, DETACHING, ENDED, PAUSE_TOLD, PAUSED, RECEIVE, SEND,
@@ -66,6 +69,8 @@ pub(crate) const JOB_ENTRIES_MAX: usize = 2 * JOB_WRITES_MAX;
 /// Jobs under way on one core. More is the caller's bug: it has one flush under way, and bounds its
 /// cold reads.
 pub const JOBS_MAX: usize = 1024;
+/// Connections that may be accepted in one turn, at most.
+pub const ACCEPTS_MAX: usize = 64;
 /// How long accepting rests after an error such as EMFILE, in milliseconds. A guess: short for a
 /// person, long for a processor.
 pub const ACCEPT_BACKOFF_MS: u32 = 100;
@@ -126,7 +131,7 @@ pub enum Event {
         /// The new connection.
         socket: OwnedFd,
     },
-    /// Accepting failed and goes on by itself, after [`ACCEPT_BACKOFF_MS`].
+    /// Accepting failed and rests for [`ACCEPT_BACKOFF_MS`]; then more may be asked for.
     AcceptFailed {
         /// EMFILE: no descriptors left; raise the limit or refuse clients earlier.
         errno: i32,
@@ -222,15 +227,6 @@ pub enum StartError {
     },
 }
 
-/// Where the listening socket stands.
-struct Listener {
-    socket: TcpListener,
-    generation: u32,
-    armed: bool,
-    cancelling: bool,
-    stopping: bool,
-}
-
 /// All sockets of one core, and its disk jobs. Stays on the thread that made it.
 pub struct Sockets {
     // Dropped in this order, after `drop` has drained the ring.
@@ -292,37 +288,6 @@ impl Sockets {
     /// Sockets of this core, closing ones included.
     pub fn count(&self) -> usize {
         self.slots.len()
-    }
-
-    /// Accepts connections from `socket` until [`Self::stop_listening`]. One listener at a time.
-    pub fn listen(&mut self, socket: TcpListener) {
-        assert!(self.listener.is_none(), "one listener at a time");
-        // The ring waits for connections; a non-blocking listener would answer EAGAIN instead. If
-        // this fails, accepting reports EAGAIN as `AcceptFailed`.
-        let _ = socket.set_nonblocking(false);
-        self.listener_generation = self.listener_generation.wrapping_add(1);
-        self.listener = Some(Listener {
-            socket,
-            generation: self.listener_generation,
-            armed: false,
-            cancelling: false,
-            stopping: false,
-        });
-        self.arm_accept();
-    }
-
-    /// Stops accepting and closes the listener, once the kernel has let go of it. Connections that
-    /// were accepted before are still reported.
-    pub fn stop_listening(&mut self) {
-        if let Some(listener) = &mut self.listener {
-            listener.stopping = true;
-            self.wind_down_listener();
-        }
-    }
-
-    /// Whether a listener is open.
-    pub fn is_listening(&self) -> bool {
-        self.listener.is_some()
     }
 
     /// Takes a connected stream over and starts to read from it.

@@ -1,5 +1,6 @@
 //! The sockets of one core against real ones over loopback, inside a glommio executor.
 
+mod accepting;
 mod core;
 mod disk;
 mod echo;

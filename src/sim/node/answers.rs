@@ -19,7 +19,7 @@ impl Core {
     pub(super) fn carry_out(&mut self, env: &mut Env<'_>) {
         while let Some((shard, effect)) = self.effects.pop_front() {
             match effect {
-                Effect::Accepted { reply, n } => self.answer(env, Mail::Accepted { reply, n }),
+                Effect::Accepted { reply, n, .. } => self.answer(env, Mail::Accepted { reply, n }),
                 Effect::Refused { reply, refusal } => self.refuse(env, reply, refusal),
                 Effect::Registered { reply } => self.registered(env, &reply),
                 Effect::Grown { user } => self.grown(shard, user),

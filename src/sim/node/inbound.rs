@@ -19,6 +19,7 @@ use crate::shard::command::Append;
 use crate::shard::user::Device;
 use crate::shard::{Effect, Input, Refusal, ReplyTo};
 use crate::sim::net::{ConnId, Side};
+use crate::stamp::Stamp;
 
 /// After how many milliseconds a refused Fetch may be repeated.
 const FETCH_RETRY_MS: u64 = 100;
@@ -259,6 +260,7 @@ impl Core {
             slot: id.0,
             generation: self.life,
             tag,
+            read: Stamp::default(),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::placement::{CoreId, HashKey, ShardId, user_hash};
 use crate::runtime::storage::spare::SpareMaker;
 use crate::shard::command::{self, Append, Command as ShardCommand};
 use crate::shard::{Effect, Input, ReplyTo, ShardConfig};
+use crate::stamp::Stamp;
 use crate::store::SEAL_AFTER_US;
 
 pub(super) const UPKEEP: Upkeep = Upkeep {
@@ -93,6 +94,7 @@ impl Rig {
             slot: 0,
             generation: 0,
             tag: self.sent,
+            read: Stamp::default(),
         };
         let input = Input::Append {
             to: user_hash(self.key, &name),
@@ -117,6 +119,7 @@ impl Rig {
             slot: 0,
             generation: 0,
             tag: 0,
+            read: Stamp::default(),
         };
         let register = Input::Register {
             hash: user_hash(self.key, name),

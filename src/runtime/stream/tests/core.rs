@@ -52,6 +52,7 @@ impl Core {
 
     /// One turn, without waiting.
     pub(super) fn turn(&mut self) {
+        self.sockets.accept_up_to(ACCEPTS_MAX);
         self.sockets.turn(&mut self.batch, 256);
         self.events.extend(self.batch.drain(..));
     }
