@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use iris_proto::limits::{BODY_BYTES_MAX, SENDS_IN_FLIGHT_MAX};
 
 use crate::fleet::Manner;
 use crate::message::STAMP_BYTES;
+use crate::pattern::Pattern;
 
 /// Load generator and checker for Iris.
 #[derive(Debug, Parser)]
@@ -21,8 +23,21 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Put load on a switch, measure it, and verify every message.
+    /// Put load on a switch, measure it, and verify every message: everybody sends to anybody.
+    #[command(visible_alias = "online")]
     Run(RunArgs),
+    /// The same with half of the users away: store for them, let them in, and measure how fast they drain.
+    Offline(RunArgs),
+    /// The same with everybody sending to a few (--targets).
+    FanIn(RunArgs),
+    /// The same with some of each: to anybody, to a few, and to users who are away for half of the time.
+    Mixed(RunArgs),
+    /// Measure the memory of idle sessions in a switch on this machine.
+    Idle(IdleArgs),
+    /// Measure the share of what a bare relay can do on the same machinery that the switch can.
+    Limit(LimitArgs),
+    /// Compare the results of two sides, each one or several files of `--json`.
+    Compare(CompareArgs),
     /// Cut thousands of clients at once and let them come back, beside sessions that go on.
     Storm(StormArgs),
     /// Let clients do everything wrong, kind by kind, beside sessions that go on.
@@ -33,6 +48,12 @@ pub enum Command {
     Recovery(RecoveryArgs),
     /// Measure how much disk a log takes for what is in it, while old messages leave.
     Space(SpaceArgs),
+    /// Write a data directory with users, inboxes and history, for a switch to start with.
+    Fill(FillArgs),
+    /// Do one part of a message's way so many times, for whoever counts instructions (benches/instructions).
+    Instructions(InstructionsArgs),
+    /// Be the bare relay that `limit` compares with, until a signal comes.
+    BareRelay(RelayArgs),
 }
 
 const RUN_MANUAL: &str = "\
@@ -64,11 +85,14 @@ WHAT IT VERIFIES
 
 EXIT CODE
   0  everything was verified     1  it was not, or the run failed     2  wrong usage
+  3  the rate that was asked for was not generated
 
 EXAMPLES
   iris-bench run --connections 1000 --duration 20
   iris-bench run --connections 200 --in-flight 16 --json result.json
-  iris-bench run --connections 100 --rate 1000 --duration 60
+  iris-bench run --connections 100 --rate 1000 --duration 60 --hdr latency.hlog
+  iris-bench run --connections 200 --ramp --p99 10ms --duration 3
+  iris-bench offline --connections 200 --in-flight 16
   iris-bench run --connections 50 --reconnect      # while the switch is killed and started again";
 
 /// `iris-bench run`.
@@ -79,10 +103,11 @@ pub struct RunArgs {
     #[arg(long, short = 'c', default_value_t = 100, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub connections: u32,
-    /// Messages in flight on each connection: sent, and not yet accepted.
-    #[arg(long, short = 'w', default_value_t = 1, value_name = "W",
+    /// Messages in flight on each connection at most: sent, and not yet accepted. Without it 1, and with
+    /// a rate as many as the protocol allows, so that only the switch can hold the schedule up.
+    #[arg(long, short = 'w', value_name = "W",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(SENDS_IN_FLIGHT_MAX)))]
-    pub in_flight: u32,
+    pub in_flight: Option<u32>,
     /// Bytes of each body, 16 at least (time and number).
     #[arg(long, default_value_t = 128, value_name = "B",
           value_parser = clap::value_parser!(u32)
@@ -100,6 +125,28 @@ pub struct RunArgs {
     /// Keep W messages in flight on each connection, always: closed loop (the default).
     #[arg(long)]
     pub saturate: bool,
+    /// Messages that one sender sends at one point of the schedule.
+    #[arg(long, default_value_t = 1, value_name = "B",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(SENDS_IN_FLIGHT_MAX)))]
+    pub burst: u32,
+    /// Look for the highest rate that keeps --p99, from --rate (or 1000) on.
+    #[arg(long, conflicts_with = "saturate")]
+    pub ramp: bool,
+    /// What the p99 of accept is to stay within, such as 10ms or 800us.
+    #[arg(long, default_value = "10ms", value_name = "TIME", value_parser = latency)]
+    pub p99: Duration,
+    /// Part of the users' names, in hex, for users who were there before (as `fill` made them). Without it a
+    /// new one.
+    #[arg(long, value_name = "HEX", value_parser = run_id)]
+    pub run_id: Option<u32>,
+    /// Users that the messages of fan-in, and a part of those of mixed, go to.
+    #[arg(long, default_value_t = 1, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub targets: u32,
+    /// Runs to make, one after the other; all are in the JSON.
+    #[arg(long, default_value_t = 1, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub runs: u32,
     /// Where the switch listens. Without it: what the switch wrote into DIR/LOCK, or 127.0.0.1:7447.
     #[arg(long, value_name = "HOST:PORT")]
     pub addr: Option<String>,
@@ -123,6 +170,14 @@ pub struct RunArgs {
     /// Write the result to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write the latencies of the measured time to this file, as an HdrHistogram log with an interval for
+    /// each run: tags accept and end-to-end, nanoseconds.
+    #[arg(long, value_name = "FILE")]
+    pub hdr: Option<PathBuf>,
+    /// Whether all that was sent and all that came are compared at the end. Without it a lost message goes
+    /// unseen, and the result says that it was not verified.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub verify: bool,
     /// Connect again after a lost connection, and go on in order. Without it, losing one fails the run.
     #[arg(long)]
     pub reconnect: bool,
@@ -135,6 +190,19 @@ pub struct RunArgs {
     /// No progress lines.
     #[arg(long, short)]
     pub quiet: bool,
+    /// The scenario: the subcommand's.
+    #[arg(skip)]
+    pub pattern: Pattern,
+}
+
+impl RunArgs {
+    /// Slots of each connection.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        let is_open = self.rate.is_some() || self.ramp;
+        let most = if is_open { SENDS_IN_FLIGHT_MAX } else { 1 };
+        self.in_flight.unwrap_or(most)
+    }
 }
 
 /// Where the switch is, and the sessions that go on meanwhile.
@@ -335,6 +403,181 @@ pub struct SpaceArgs {
     pub json: Option<PathBuf>,
 }
 
+/// `iris-bench idle`.
+#[derive(Args, Clone, Debug)]
+pub struct IdleArgs {
+    /// Connections, each an authenticated TLS session of a device of its own. Each takes an open file, here
+    /// and in the switch.
+    #[arg(long, short = 'c', default_value_t = 5_000, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub connections: u32,
+    /// Connections before that, which stay: they touch the buffers that all share.
+    #[arg(long, default_value_t = 500, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub before: u32,
+    /// Seconds of rest before each look.
+    #[arg(long, default_value_t = 5.0, value_name = "S", value_parser = seconds)]
+    pub settle: f64,
+    /// Cores of the switch.
+    #[arg(long, default_value = "0", value_name = "LIST", value_parser = cores)]
+    pub server_cores: Cores,
+    /// The switch: a program file. Without it `iris` beside this one.
+    #[arg(long, value_name = "FILE")]
+    pub iris: Option<PathBuf>,
+    /// Measure the switch that runs with this data directory, and start none.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// The directory to make a scratch data directory in; it is removed.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub scratch: PathBuf,
+    /// Seconds that connecting may take in all.
+    #[arg(long, default_value_t = 120.0, value_name = "S", value_parser = seconds)]
+    pub connect_timeout: f64,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// `iris-bench limit`.
+#[derive(Args, Clone, Debug)]
+pub struct LimitArgs {
+    /// Connections.
+    #[arg(long, short = 'c', default_value_t = 200, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(2..=100_000))]
+    pub connections: u32,
+    /// Messages in flight on each, at saturation; at half load so many leave together.
+    #[arg(long, short = 'w', default_value_t = 16, value_name = "W",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(SENDS_IN_FLIGHT_MAX)))]
+    pub in_flight: u32,
+    /// Bytes of each body.
+    #[arg(long, default_value_t = 128, value_name = "B",
+          value_parser = clap::value_parser!(u32)
+              .range(STAMP_BYTES as i64..=BODY_BYTES_MAX as i64))]
+    pub size: u32,
+    /// Seconds of each measurement.
+    #[arg(long, short = 'd', default_value_t = 4.0, value_name = "S", value_parser = seconds)]
+    pub duration: f64,
+    /// Seconds of load before each.
+    #[arg(long, default_value_t = 1.0, value_name = "S", value_parser = seconds_or_none)]
+    pub warmup: f64,
+    /// Rounds, each of both, in turn the one and the other first.
+    #[arg(long, default_value_t = 5, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// Messages per second at half load. Without it half of the switch's throughput of the first round.
+    #[arg(long, value_name = "R", value_parser = rate)]
+    pub half_rate: Option<f64>,
+    /// The core of the switch and of the bare relay.
+    #[arg(long, default_value_t = 0, value_name = "CORE",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=CORE_MAX as u64))]
+    pub server_core: usize,
+    /// The core of the generator.
+    #[arg(long, default_value_t = 1, value_name = "CORE",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=CORE_MAX as u64))]
+    pub client_core: usize,
+    /// The switch: a program file. Without it `iris` beside this one.
+    #[arg(long, value_name = "FILE")]
+    pub iris: Option<PathBuf>,
+    /// The directory to make scratch data directories in; they are removed.
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub scratch: PathBuf,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// `iris-bench compare`.
+#[derive(Args, Clone, Debug)]
+pub struct CompareArgs {
+    /// The first side: files of `--json`, separated by commas.
+    #[arg(
+        value_name = "A.json",
+        required = true,
+        num_args = 1,
+        value_delimiter = ','
+    )]
+    pub before: Vec<PathBuf>,
+    /// The second side.
+    #[arg(
+        value_name = "B.json",
+        required = true,
+        num_args = 1,
+        value_delimiter = ','
+    )]
+    pub after: Vec<PathBuf>,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// `iris-bench fill`.
+#[derive(Args, Clone, Debug)]
+pub struct FillArgs {
+    /// The data directory to make.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Users, each with the device of this program.
+    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub users: u64,
+    /// Entries in the inbox of each.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub entries: u64,
+    /// Users that these came from, for each recipient.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub senders: u64,
+    /// A second device of each user has acknowledged none of them.
+    #[arg(long)]
+    pub pending: bool,
+    /// Bytes of each body.
+    #[arg(long, default_value_t = 128, value_name = "BYTES")]
+    pub body: usize,
+    /// Logs: as many as the switch is to have cores.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub logs: u32,
+    /// Part of the users' names, in hex, as a run's.
+    #[arg(long, default_value = "f111ed", value_name = "HEX", value_parser = run_id)]
+    pub run_id: u32,
+    /// Write the result to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// A part of a message's way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Work {
+    /// Frames.
+    Codec,
+    /// Between two cores.
+    Ring,
+    /// A shard's state machine.
+    Shard,
+    /// The log's bytes.
+    Log,
+}
+
+/// `iris-bench instructions`.
+#[derive(Args, Clone, Debug)]
+pub struct InstructionsArgs {
+    /// Which part.
+    #[arg(long)]
+    pub work: Work,
+    /// How often.
+    #[arg(long, default_value_t = 1_000, value_name = "N")]
+    pub turns: u64,
+}
+
+/// `iris-bench bare-relay`.
+#[derive(Args, Clone, Debug)]
+pub struct RelayArgs {
+    /// Its data directory, which must be new.
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Its core.
+    #[arg(long, default_value_t = 0, value_name = "CORE",
+          value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=CORE_MAX as u64))]
+    pub core: usize,
+}
+
 /// A list of processor cores.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cores(pub Vec<usize>);
@@ -387,6 +630,30 @@ fn seconds(text: &str) -> Result<f64, String> {
     })
 }
 
+fn run_id(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 16).map_err(|error| format!("`{text}` is no hex number: {error}"))
+}
+
+fn latency(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a time; write 10ms, 800us or 1s");
+    let unit_at = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(unit_at);
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "us" => number / 1e6,
+        "ms" => number / 1e3,
+        "s" => number,
+        _ => return Err(wrong()),
+    };
+    if seconds > 0.0 && seconds <= SECONDS_MAX {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(wrong())
+    }
+}
+
 fn rate(text: &str) -> Result<f64, String> {
     let value: f64 = text
         .parse()
@@ -427,6 +694,32 @@ mod tests {
         for bad in ["", "x", "1-", "3-1", "99999"] {
             assert!(cores(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(latency("10ms"), Ok(Duration::from_millis(10)));
+        assert_eq!(latency("800us"), Ok(Duration::from_micros(800)));
+        assert_eq!(latency("1.5s"), Ok(Duration::from_millis(1_500)));
+        for bad in ["", "10", "ms", "-1ms", "0ms", "3min"] {
+            assert!(latency(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// R: E-7
+    #[test]
+    fn an_open_loop_may_have_all_in_flight_that_the_protocol_allows_unless_told_otherwise() {
+        let slots = |more: &[&str]| {
+            let line = ["iris-bench", "run"].iter().chain(more).copied();
+            match Cli::parse_from(line).command {
+                Command::Run(args) => args.slots(),
+                _ => unreachable!("run was asked for"),
+            }
+        };
+        assert_eq!(slots(&[]), 1);
+        assert_eq!(slots(&["--rate", "10"]), SENDS_IN_FLIGHT_MAX);
+        assert_eq!(slots(&["--ramp"]), SENDS_IN_FLIGHT_MAX);
+        assert_eq!(slots(&["--rate", "10", "-w", "4"]), 4);
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Book {
     pub body: Vec<u8>,
     /// When the measurement starts and ends; `u64::MAX` until known.
     pub window: (u64, u64),
+    /// The schedule is behind because no connection had room.
+    pub is_held: bool,
     /// Messages ever sent, accepted and received.
     pub sent_ever: u64,
     /// See `sent_ever`.
@@ -232,6 +234,7 @@ impl Connection {
         book.sent_ever += 1;
         if book.is_measured(intended_ns) && now_ns.saturating_sub(intended_ns) > LATE_NS {
             book.counters.late += 1;
+            book.counters.held += u64::from(book.is_held);
             book.snapshot.late += 1;
         }
         self.write(slot, to, book);

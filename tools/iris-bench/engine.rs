@@ -25,6 +25,7 @@ use iris_proto::wire;
 
 use crate::connection::{ACK_DELAY_NS, Book, Connection, Step};
 use crate::identity::Identity;
+use crate::pattern::Pattern;
 use crate::schedule::{Random, Schedule};
 use crate::stats::{Ended, Shared, Snapshot};
 
@@ -54,6 +55,12 @@ pub struct Plan {
     pub address: SocketAddr,
     /// Messages per second in all; none: as many as the slots allow.
     pub rate: Option<f64>,
+    /// Messages of one sender at each point of the schedule.
+    pub burst: u32,
+    /// Who sends to whom, and who is away.
+    pub pattern: Pattern,
+    /// See [`Pattern`].
+    pub targets: u32,
     /// Slots per connection.
     pub in_flight: u16,
     /// Connect again when a connection is lost.
@@ -99,6 +106,10 @@ pub struct Worker {
     lost: u64,
     /// The run is over and connections end as they should.
     is_leaving: bool,
+    /// Links of those who are away until they are let in.
+    away: Vec<u32>,
+    /// Messages of the present burst that were sent.
+    burst_sent: u32,
     retries: BinaryHeap<Reverse<(u64, u32, u16)>>,
     acks: VecDeque<(u64, u32)>,
     schedule: Option<Schedule>,
@@ -127,11 +138,15 @@ impl Worker {
             .step_by(plan.threads as usize)
             .map(|user| Link::new(Connection::new(user, plan.in_flight, plan.send_epoch)))
             .collect();
+        let away_from = plan.pattern.away_from(book.names.count());
+        let is_away = |link: &u32| links[*link as usize].connection.user >= away_from;
+        let (away, present): (Vec<u32>, Vec<u32>) =
+            (0..links.len() as u32).partition(|link| is_away(link));
         Ok(Self {
             random: Random::new(plan.seed ^ (u64::from(plan.thread) << 32)),
-            to_connect: (0..links.len() as u32)
-                .map(|link| Reverse((0, link)))
-                .collect(),
+            to_connect: present.into_iter().map(|link| Reverse((0, link))).collect(),
+            away,
+            burst_sent: 0,
             links,
             plan,
             identity,
@@ -165,6 +180,7 @@ impl Worker {
             let now = self.shared.now_ns();
             self.learn_the_times();
             self.take_snapshot(now);
+            self.let_in();
             self.connect_some(now);
             self.send_new(now);
             self.send_refused(now);
@@ -232,6 +248,14 @@ impl Worker {
     fn link_of(&self, id: SocketId) -> Option<u32> {
         let link = *self.by_socket.get(id.slot as usize)?;
         (self.links.get(link as usize)?.socket == Some(id)).then_some(link)
+    }
+
+    fn let_in(&mut self) {
+        if !self.away.is_empty() && self.shared.let_in.load(Ordering::Relaxed) {
+            let away = std::mem::take(&mut self.away);
+            self.to_connect
+                .extend(away.into_iter().map(|link| Reverse((0, link))));
+        }
     }
 
     fn connect_some(&mut self, now: u64) {
@@ -364,8 +388,12 @@ impl Worker {
     }
 
     fn make_available(&mut self, at: u32) {
+        let (plan, users) = (&self.plan, self.book.names.count());
         let link = &mut self.links[at as usize];
-        if link.available_at == u32::MAX && link.connection.has_room() {
+        let sends = plan
+            .pattern
+            .sends(link.connection.user, users, plan.targets);
+        if sends && link.available_at == u32::MAX && link.connection.has_room() {
             link.available_at = self.available.len() as u32;
             self.available.push(at);
         }
@@ -441,6 +469,7 @@ impl Worker {
         self.snapshot_at = (from + SECOND_NS).min(self.book.window.0);
         self.schedule = self.plan.rate.map(|rate| {
             let (thread, threads) = (u64::from(self.plan.thread), u64::from(self.plan.threads));
+            let rate = rate / f64::from(self.plan.burst);
             Schedule::new(rate, self.load.0, self.load.1, thread, threads)
         });
     }
@@ -474,8 +503,16 @@ impl Worker {
             return self.fill_all(now);
         }
         while let Some(intended) = self.schedule.as_ref().and_then(Schedule::peek) {
-            if intended > now || !self.send_one(intended, now) {
-                return; // not yet, or no connection has room: the message keeps its time
+            if intended > now {
+                self.book.is_held = false;
+                return;
+            }
+            if now >= self.load.1 + GRACE_NS {
+                return self.give_up();
+            }
+            if !self.send_burst(intended, now) {
+                self.book.is_held = true;
+                return; // no connection has room: the message keeps its time
             }
             if let Some(schedule) = &mut self.schedule {
                 schedule.advance();
@@ -500,38 +537,47 @@ impl Worker {
         }
     }
 
-    /// Sends one message from a random connection that has room.
-    fn send_one(&mut self, intended: u64, now: u64) -> bool {
+    /// The time is over: what was not sent by now is not sent any more.
+    fn give_up(&mut self) {
+        let Some(mut schedule) = self.schedule.take() else {
+            return;
+        };
+        let bursts = schedule.give_up(self.book.window.0);
+        let all = bursts * u64::from(self.plan.burst);
+        let unsent = all.saturating_sub(u64::from(self.burst_sent));
+        self.book.counters.unsent += unsent;
+        self.schedule = Some(schedule);
+    }
+
+    /// Sends one burst from a random connection that has room, or what is left of it from another one.
+    fn send_burst(&mut self, intended: u64, now: u64) -> bool {
         for _ in 0..DRAWS_MAX {
             if self.available.is_empty() {
                 return false;
             }
             let drawn = self.random.below(self.available.len() as u32);
             let at = self.available[drawn as usize];
-            if self.send_from(at, intended, now) {
-                if !self.links[at as usize].connection.has_room() {
-                    self.make_unavailable(at);
-                }
+            while self.burst_sent < self.plan.burst && self.send_from(at, intended, now) {
+                self.burst_sent += 1;
+            }
+            if !self.links[at as usize].connection.has_room() {
+                self.make_unavailable(at);
+            }
+            if self.burst_sent == self.plan.burst {
+                self.burst_sent = 0;
                 return true;
             }
         }
         false
     }
 
-    /// Sends one message from this connection to a random other one.
+    /// Sends one message from this connection to a random recipient.
     fn send_from(&mut self, at: u32, intended: u64, now: u64) -> bool {
         let users = self.book.names.count();
+        let (pattern, targets) = (self.plan.pattern, self.plan.targets);
         for _ in 0..DRAWS_MAX {
             let connection = &mut self.links[at as usize].connection;
-            let from = connection.user;
-            let to = match users {
-                1 => from,
-                // Anyone but the sender: those from the sender on move up by one.
-                _ => {
-                    let drawn = self.random.below(users - 1);
-                    drawn + u32::from(drawn >= from)
-                }
-            };
+            let to = pattern.recipient(&mut self.random, connection.user, users, targets);
             if connection.send(to, intended, now, &mut self.book) {
                 self.mark_dirty(at);
                 return true;
@@ -680,6 +726,8 @@ impl Worker {
     }
 }
 
+/// How long after the end what was due before it may still leave.
+const GRACE_NS: u64 = 100_000_000;
 /// A second.
 const SECOND_NS: u64 = 1_000_000_000;
 /// Pause before a refused message is looked at again that is not yet the next of its stream.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::args::{PlaceArgs, RunArgs};
 use crate::identity::Identity;
+use crate::pattern::Pattern;
 use crate::run::{self, LOOK, Team, instant, pause};
 use crate::stats::{LATE_NS, Latency};
 use crate::verify::{Violations, reconcile};
@@ -179,7 +180,7 @@ impl Established {
         self.next_phase();
         self.team.shared.stop.store(true, Ordering::Relaxed);
         self.watch(Duration::from_millis(100))?; // what was on its way out is counted as sent
-        let drained = self.team.drain(&self.args);
+        let drained = self.team.drain(&self.args).is_some();
         let ended = self.team.end()?;
         let (mut sent, mut received) = (Vec::new(), Vec::new());
         let mut violations = Violations::default();
@@ -217,12 +218,21 @@ impl PlaceArgs {
     fn as_run(&self) -> RunArgs {
         RunArgs {
             connections: self.established,
-            in_flight: 16,
+            in_flight: Some(16),
             size: 128,
             duration: 1.0,
             warmup: 0.0,
             rate: Some(self.rate),
             saturate: false,
+            burst: 1,
+            ramp: false,
+            p99: Duration::from_millis(10),
+            targets: 1,
+            run_id: None,
+            runs: 1,
+            hdr: None,
+            verify: true,
+            pattern: Pattern::Online,
             addr: self.addr.clone(),
             server_name: self.server_name.clone(),
             data: self.data.clone(),

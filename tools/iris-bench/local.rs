@@ -50,10 +50,12 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 /// Resident memory of a process, in bytes.
 #[must_use]
 pub fn resident_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+fn status_bytes(pid: u32, name: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim()
         .strip_suffix("kB")?
         .trim()
@@ -97,6 +99,31 @@ pub fn unix_time_s() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
+}
+
+/// Milliseconds since the Unix epoch.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the generator's clock")]
+pub fn unix_time_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Asks a process of ours to end.
+#[expect(
+    unsafe_code,
+    reason = "the kernel's interface; the standard library only kills"
+)]
+pub fn terminate(pid: i32) {
+    // SAFETY: a system call without pointers. An error: it has ended.
+    let _ = unsafe { libc::kill(pid, libc::SIGTERM) };
+}
+
+/// Memory of a process that is in no file, in bytes: what it has asked for and touched.
+#[must_use]
+pub fn anonymous_bytes(pid: u32) -> Option<u64> {
+    status_bytes(pid, "RssAnon:")
 }
 
 /// Pins the calling thread to one core.

@@ -43,6 +43,12 @@ pub fn filler(size: usize) -> Vec<u8> {
     (0..size).map(|at| (at * 131 + 7) as u8).collect()
 }
 
+/// What the names of a run's users begin with.
+#[must_use]
+pub fn prefix(run_id: u32) -> String {
+    format!("bench-{run_id:08x}-")
+}
+
 /// The users of one run.
 #[derive(Clone, Debug)]
 pub struct Names {
@@ -54,7 +60,7 @@ impl Names {
     /// Users 0 to `count - 1` of run `run_id`.
     #[must_use]
     pub fn new(run_id: u32, count: u32) -> Self {
-        let prefix = format!("bench-{run_id:08x}-");
+        let prefix = prefix(run_id);
         let all = (0..count)
             .map(|i| format!("{prefix}{i}").into_boxed_str())
             .collect();

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::args::RunArgs;
 use crate::local;
+use crate::run::CaughtUp;
 use crate::stats::{Counters, Latency};
 use crate::verify::{VIOLATIONS_SHOWN, Violations};
 
@@ -48,6 +49,51 @@ impl Usage {
     }
 }
 
+/// Part of the scheduled messages that may stay unsent.
+const UNSENT_MAX: f64 = 0.01;
+/// Part of a thread's time beyond which it counts as fully busy.
+const BUSY: f64 = 0.95;
+
+/// Why a rate that was asked for has no result.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Shortfall {
+    /// Every connection had as much in flight as it may.
+    SwitchTooSlow {
+        /// Messages per second that left.
+        sent_per_s: f64,
+    },
+    /// The connections had room, and the generator did not get to it.
+    GeneratorTooSlow {
+        /// Messages per second that left.
+        sent_per_s: f64,
+    },
+}
+
+impl Shortfall {
+    /// The word for programs.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::SwitchTooSlow { .. } => "switch_too_slow",
+            Self::GeneratorTooSlow { .. } => "generator_too_slow",
+        }
+    }
+
+    fn sentence(self, rate: f64, slots: u32) -> String {
+        let reason = self.reason();
+        match self {
+            Self::SwitchTooSlow { sent_per_s } => format!(
+                "{reason}: {rate} messages/s were asked for, {sent_per_s:.0} could leave: every \
+                 connection had {slots} in flight; give a lower --rate, more --connections or --in-flight"
+            ),
+            Self::GeneratorTooSlow { sent_per_s } => format!(
+                "{reason}: {rate} messages/s were asked for, {sent_per_s:.0} left: this program was \
+                 too slow; give a lower --rate, more --threads, or --cores that nothing else uses"
+            ),
+        }
+    }
+}
+
 /// Everything that a run found.
 #[derive(Debug)]
 pub struct Outcome {
@@ -65,6 +111,8 @@ pub struct Outcome {
     pub drain_s: f64,
     /// Whether everything had arrived.
     pub drained: bool,
+    /// How those who were away were served, when they were let in.
+    pub caught_up: Option<CaughtUp>,
     /// Why the run ended early.
     pub failure: Option<String>,
     /// Entries that were checked, also those outside the measured time.
@@ -88,13 +136,60 @@ impl Outcome {
         self.failure.is_none() && self.drained && self.violations.count() == 0
     }
 
+    /// Why a rate that was asked for was not generated.
+    #[must_use]
+    pub fn shortfall(&self) -> Option<Shortfall> {
+        let rate = self.args.rate?;
+        let Counters {
+            unsent, late, held, ..
+        } = self.counters;
+        let scheduled = rate * self.args.duration;
+        if unsent as f64 <= scheduled * UNSENT_MAX {
+            return None;
+        }
+        let sent_per_s = (scheduled - unsent as f64).max(0.0) / self.args.duration;
+        Some(match held * 2 >= late {
+            true => Shortfall::SwitchTooSlow { sent_per_s },
+            false => Shortfall::GeneratorTooSlow { sent_per_s },
+        })
+    }
+
+    /// What part of its threads' time the generator worked.
+    fn busy(&self) -> Option<f64> {
+        let threads = self.args.threads.min(self.args.connections);
+        let whole_us = self.measured_s * 1e6 * f64::from(threads);
+        Some(self.usage.client_cpu_us? as f64 / whole_us.max(1.0))
+    }
+
+    /// Messages accepted in a second.
+    #[must_use]
+    pub fn accepted_per_s(&self) -> f64 {
+        self.per_second(self.counters.accepted)
+    }
+
+    /// Processor time of the switch for each message, in microseconds.
+    #[must_use]
+    pub fn server_us_per_message(&self) -> Option<f64> {
+        self.per_message(self.usage.server_cpu_us)
+    }
+
+    /// Processor time of the generator for each message, in microseconds.
+    #[must_use]
+    pub fn client_us_per_message(&self) -> Option<f64> {
+        self.per_message(self.usage.client_cpu_us)
+    }
+
     fn per_second(&self, count: u64) -> f64 {
         count as f64 / self.measured_s.max(1e-9)
     }
 
     fn per_message(&self, cpu_us: Option<u64>) -> Option<f64> {
-        (self.counters.delivered > 0)
-            .then(|| Some(cpu_us? as f64 / self.counters.delivered as f64))?
+        // Those of offline are delivered when the measured time is over.
+        let messages = match self.caught_up {
+            Some(_) => self.counters.accepted,
+            None => self.counters.delivered,
+        };
+        (messages > 0).then(|| Some(cpu_us? as f64 / messages as f64))?
     }
 
     /// The table for people.
@@ -113,25 +208,37 @@ impl Outcome {
             .map_or("saturation".to_owned(), |rate| format!("{rate} messages/s"));
         writeln!(
             out,
-            "{mode}, {} connections, {} in flight, {} bytes, {:.1} s measured, {} thread(s), {}",
+            "{}, {mode}, {} connections, {} in flight, {} bytes, {:.1} s measured, {} thread(s), {}",
+            args.pattern.name(),
             args.connections,
-            args.in_flight,
+            args.slots(),
             args.size,
             self.measured_s,
             args.threads,
             self.address
         )?;
         writeln!(out, "{}", local::machine())?;
-        writeln!(
-            out,
-            "\n  accepted   {:>12.0} messages/s",
-            self.per_second(self.counters.accepted)
-        )?;
-        writeln!(
-            out,
-            "  delivered  {:>12.0} messages/s",
-            self.per_second(self.counters.delivered)
-        )?;
+        if self.shortfall().is_none() {
+            self.write_numbers(out)?;
+        }
+        self.write_costs(out)?;
+        self.write_verdict(out)
+    }
+
+    fn write_numbers(&self, out: &mut String) -> std::fmt::Result {
+        let accepted = self.per_second(self.counters.accepted);
+        let delivered = self.per_second(self.counters.delivered);
+        writeln!(out, "\n  accepted   {accepted:>12.0} messages/s")?;
+        writeln!(out, "  delivered  {delivered:>12.0} messages/s")?;
+        if let Some(caught_up) = &self.caught_up {
+            let CaughtUp { messages, took_s } = *caught_up;
+            let rate = messages as f64 / took_s.max(1e-9);
+            writeln!(
+                out,
+                "  drained    {rate:>12.0} messages/s: {messages} in {took_s:.2} s, logins included\n  \
+                 (the end to end below is from the sending on: the absence is in it)"
+            )?;
+        }
         writeln!(
             out,
             "\n  {:<12}{:>10}{:>10}{:>10}{:>10}{:>10}   microseconds",
@@ -144,6 +251,10 @@ impl Outcome {
             }
             writeln!(out, "{:>10.0}", latency.max_micros())?;
         }
+        Ok(())
+    }
+
+    fn write_costs(&self, out: &mut String) -> std::fmt::Result {
         let number = |value: Option<f64>, unit: &str| {
             value.map_or("not local".to_owned(), |value| format!("{value:.2} {unit}"))
         };
@@ -158,17 +269,30 @@ impl Outcome {
             number(resident, "MiB"),
             number(self.per_message(usage.client_cpu_us), "us"),
         )?;
+        let busy = self.busy().unwrap_or(0.0);
         let Counters {
             late,
+            held,
+            unsent,
             refused,
             lost,
             ..
         } = self.counters;
         writeln!(
             out,
-            "  late sends {late}, refused and sent again {refused}, connections lost {lost}"
+            "  generator {:.0} % busy; late sends {late} ({held} of them for want of room), unsent {unsent}",
+            busy * 100.0
         )?;
-        self.write_verdict(out)
+        if busy > BUSY && self.args.rate.is_none() {
+            writeln!(
+                out,
+                "  the generator was fully busy: the switch may be able to do more (--threads, --cores)"
+            )?;
+        }
+        writeln!(
+            out,
+            "  refused and sent again {refused}, connections lost {lost}"
+        )
     }
 
     fn write_verdict(&self, out: &mut String) -> std::fmt::Result {
@@ -192,7 +316,13 @@ impl Outcome {
                 writeln!(out, "    {violation}")?;
             }
         }
-        if self.is_good() {
+        if let (Some(shortfall), Some(rate)) = (self.shortfall(), self.args.rate) {
+            let sentence = shortfall.sentence(rate, self.args.slots());
+            writeln!(out, "  REFUSED, no result: {sentence}")?;
+        }
+        if self.is_good() && !self.args.verify {
+            writeln!(out, "  NOT VERIFIED, as was asked for")?;
+        } else if self.is_good() {
             writeln!(
                 out,
                 "  verified: {} messages, each delivered exactly once and in order",
@@ -206,6 +336,8 @@ impl Outcome {
     #[must_use]
     pub fn json(&self) -> Value {
         let args = &self.args;
+        let refusal = self.shortfall().map(Shortfall::reason);
+        let reported = refusal.is_none();
         let first: Vec<String> = self
             .violations
             .first()
@@ -213,15 +345,22 @@ impl Outcome {
             .map(ToString::to_string)
             .collect();
         json!({
-            "ok": self.is_good(),
-            "delivered_per_s": self.per_second(self.counters.delivered),
-            "accepted_per_s": self.per_second(self.counters.accepted),
-            "accept_us": latency(&self.accept),
-            "end_to_end_us": latency(&self.end_to_end),
+            "ok": self.is_good() && refusal.is_none(),
+            "is_verified": args.verify,
+            "refusal": refusal,
+            "delivered_per_s": reported.then(|| self.per_second(self.counters.delivered)),
+            "accepted_per_s": reported.then(|| self.per_second(self.counters.accepted)),
+            "accept_us": reported.then(|| latency(&self.accept)),
+            "end_to_end_us": reported.then(|| latency(&self.end_to_end)),
+            "drained_messages": self.caught_up.map(|it| it.messages),
+            "drained_s": self.caught_up.map(|it| it.took_s),
             "server_cpu_us_per_message": self.per_message(self.usage.server_cpu_us),
             "server_resident_bytes": self.usage.server_resident_bytes,
             "client_cpu_us_per_message": self.per_message(self.usage.client_cpu_us),
+            "client_busy": self.busy(),
             "late_sends": self.counters.late,
+            "held_sends": self.counters.held,
+            "unsent": self.counters.unsent,
             "refused": self.counters.refused,
             "connections_lost": self.counters.lost,
             "accepted": self.counters.accepted,
@@ -234,25 +373,34 @@ impl Outcome {
             "connect_s": self.connect_s,
             "measured_s": self.measured_s,
             "drain_s": self.drain_s,
-            "run": {
-                "mode": if args.rate.is_some() { "rate" } else { "saturate" },
-                "rate_per_s": args.rate,
-                "connections": args.connections,
-                "in_flight": args.in_flight,
-                "size": args.size,
-                "duration_s": args.duration,
-                "warmup_s": args.warmup,
-                "threads": args.threads,
-                "cores": args.cores.as_ref().map(|cores| &cores.0),
-                "seed": args.seed,
-                "reconnect": args.reconnect,
-                "addr": self.address.to_string(),
-                "run_id": format!("{:08x}", self.run_id),
-            },
+            "run": self.settings(),
             "version": env!("CARGO_PKG_VERSION"),
             "commit": local::commit(),
             "machine": local::machine(),
             "unix_time_s": local::unix_time_s(),
+        })
+    }
+
+    /// What was asked for, with the defaults.
+    fn settings(&self) -> Value {
+        let args = &self.args;
+        json!({
+            "scenario": args.pattern.name(),
+            "targets": args.targets,
+            "burst": args.burst,
+            "mode": if args.rate.is_some() { "rate" } else { "saturate" },
+            "rate_per_s": args.rate,
+            "connections": args.connections,
+            "in_flight": args.slots(),
+            "size": args.size,
+            "duration_s": args.duration,
+            "warmup_s": args.warmup,
+            "threads": args.threads,
+            "cores": args.cores.as_ref().map(|cores| &cores.0),
+            "seed": args.seed,
+            "reconnect": args.reconnect,
+            "addr": self.address.to_string(),
+            "run_id": format!("{:08x}", self.run_id),
         })
     }
 }
@@ -288,6 +436,7 @@ mod tests {
             measured_s: 2.0,
             drain_s: 0.3,
             drained: true,
+            caught_up: None,
             failure: None,
             verified: 1200,
             counters: Counters {
@@ -316,6 +465,36 @@ mod tests {
         let p99 = json["accept_us"]["p99"].as_f64().unwrap();
         assert!((p99 - 990.0).abs() < 1.5, "{p99}");
         assert_eq!(json["run"]["run_id"], "00000abc");
+    }
+
+    /// R: E-7
+    #[test]
+    fn a_rate_that_was_not_generated_is_not_reported_and_the_reason_is_typed() {
+        let mut outcome = outcome();
+        outcome.args.rate = Some(1_000.0); // for ten seconds
+        outcome.counters.unsent = 100;
+        assert_eq!(outcome.shortfall(), None);
+        (outcome.counters.unsent, outcome.counters.late) = (5_000, 4_000);
+        assert_eq!(outcome.json()["refusal"], "generator_too_slow");
+        outcome.counters.held = 3_000;
+        assert_eq!(outcome.json()["refusal"], "switch_too_slow");
+        assert_eq!(outcome.json()["accepted_per_s"], Value::Null);
+        assert_eq!(outcome.json()["ok"], false);
+        let table = outcome.table();
+        assert!(
+            table.contains("REFUSED, no result: switch_too_slow"),
+            "{table}"
+        );
+        assert!(table.contains("500 could leave"), "{table}");
+        assert!(!table.contains("p99"), "{table}");
+    }
+
+    #[test]
+    fn a_run_that_was_not_to_be_verified_does_not_say_that_it_was() {
+        let mut outcome = outcome();
+        outcome.args.verify = false;
+        assert!(outcome.table().contains("NOT VERIFIED"));
+        assert_eq!(outcome.json()["is_verified"], false);
     }
 
     #[test]

@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use iris_proto::limits::INBOX_ENTRIES_MAX;
+
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use crate::args::{RunArgs, address};
@@ -14,6 +16,8 @@ use crate::engine::{Plan, Worker};
 use crate::identity::Identity;
 use crate::local::{self, Lock};
 use crate::message::{Names, filler};
+use crate::pattern::Pattern;
+use crate::progress::Line;
 use crate::report::{Outcome, Usage};
 use crate::stats::{Counters, Ended, Latency, Shared, Snapshot};
 use crate::verify::{Received, Sent, Violations, reconcile};
@@ -24,12 +28,17 @@ const DEFAULT_ADDRESS: &str = "127.0.0.1:7447";
 pub const LOOK: Duration = Duration::from_millis(5);
 /// How long to go on listening when everything has arrived: for what should not come.
 const LINGER: Duration = Duration::from_millis(200);
+/// Messages for each user who is away: so far below what an inbox holds that chance fills none.
+const STORED_PER_INBOX: u64 = INBOX_ENTRIES_MAX * 9 / 10;
+/// How long to wait for the last ones to be stored.
+const STORED_MAX_NS: u64 = 5_000_000_000;
 
 /// Runs the benchmark.
 ///
 /// # Errors
 /// A sentence for people, when there is no result at all.
 pub fn run(args: &RunArgs) -> Result<Outcome, String> {
+    args.pattern.check(args.connections, args.targets)?;
     let lock = Lock::read(&args.data);
     let address = target(args, &lock)?;
     let identity = Arc::new(Identity::load(&args.data, &args.server_name)?);
@@ -39,6 +48,25 @@ pub fn run(args: &RunArgs) -> Result<Outcome, String> {
     let ended = team.end()?;
     let course = result?;
     Ok(conclude(args, address, team, ended, course))
+}
+
+/// As many runs as were asked for, one after the other.
+///
+/// # Errors
+/// A sentence for people, when one has no result at all.
+pub fn run_all(args: &RunArgs) -> Result<Vec<Outcome>, String> {
+    (0..args.runs).map(|_| run(args)).collect()
+}
+
+impl RunArgs {
+    /// How many messages are stored at most for those who are away: no inbox is to be full.
+    fn stored_max(&self) -> u64 {
+        let away = self.connections - self.pattern.away_from(self.connections);
+        match self.pattern {
+            Pattern::Offline => u64::from(away) * STORED_PER_INBOX,
+            _ => u64::MAX,
+        }
+    }
 }
 
 /// Where the switch is.
@@ -60,8 +88,19 @@ struct Course {
     measured_s: f64,
     drain_s: f64,
     drained: bool,
+    /// What those who were away got when they were let in.
+    caught_up: Option<CaughtUp>,
     failure: Option<String>,
     usage: Usage,
+}
+
+/// How those who were away were served.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CaughtUp {
+    /// Messages that waited for them.
+    pub messages: u64,
+    /// Seconds from the moment at which they might log in until all had all.
+    pub took_s: f64,
 }
 
 /// The threads, and what they report to.
@@ -89,7 +128,10 @@ impl Team {
         identity: &Arc<Identity>,
     ) -> Result<Self, String> {
         let threads = args.threads.min(args.connections);
-        let run_id = random()? as u32;
+        let run_id = match args.run_id {
+            Some(run_id) => run_id,
+            None => random()? as u32,
+        };
         let send_epoch = random()? | 1;
         let shared = Arc::new(Shared::new(threads as usize));
         let (snapshot_sender, snapshots) = unbounded();
@@ -110,7 +152,10 @@ impl Team {
                 threads,
                 address,
                 rate: args.rate,
-                in_flight: args.in_flight as u16,
+                burst: args.burst,
+                pattern: args.pattern,
+                targets: args.targets,
+                in_flight: args.slots() as u16,
                 reconnect: args.reconnect,
                 seed: args.seed,
                 send_epoch,
@@ -157,6 +202,7 @@ impl Team {
     /// Everything up to the end of the drain.
     fn course(&mut self, args: &RunArgs, server: Option<u32>) -> Result<Course, String> {
         let connect_ns = self.connect(args)?;
+        let cap = args.stored_max();
         let shared = Arc::clone(&self.shared);
         let load_from = shared.now_ns() + LOOK.as_nanos() as u64;
         let measure_from = load_from + nanos(args.warmup);
@@ -165,19 +211,39 @@ impl Team {
         shared.measure_until.store(measure_until, Ordering::Relaxed);
         shared.load_from.store(load_from, Ordering::Release);
 
-        self.watch(args, load_from, measure_from);
+        self.watch(args, load_from, measure_from, cap);
         let before = Usage::now(server);
         let began_ns = shared.now_ns();
-        self.watch(args, load_from, measure_until);
+        if args.pattern == Pattern::Mixed {
+            self.watch(
+                args,
+                load_from,
+                u64::midpoint(measure_from, measure_until),
+                cap,
+            );
+            shared.let_in.store(true, Ordering::Relaxed);
+        }
+        self.watch(args, load_from, measure_until, cap);
         let usage = Usage::since(&before, server);
         let ended_ns = shared.now_ns();
+        if !args.quiet {
+            Line::end();
+        }
 
-        let drained = !self.has_failed() && self.drain(args);
+        let stored = (args.pattern == Pattern::Offline).then(|| self.let_in());
+        let drained_ns = (!self.has_failed()).then(|| self.drain(args)).flatten();
+        let caught_up = stored
+            .zip(drained_ns)
+            .map(|((at, messages), until)| CaughtUp {
+                messages,
+                took_s: seconds(until - at),
+            });
         Ok(Course {
             connect_s: seconds(connect_ns),
             measured_s: seconds(ended_ns - began_ns),
             drain_s: seconds(shared.now_ns() - ended_ns),
-            drained,
+            drained: drained_ns.is_some(),
+            caught_up,
             failure: self.errors.try_recv().ok(),
             usage,
         })
@@ -194,7 +260,7 @@ impl Team {
     /// # Errors
     /// A sentence for people.
     pub fn connect(&self, args: &RunArgs) -> Result<u64, String> {
-        let wanted = u64::from(args.connections);
+        let wanted = u64::from(args.pattern.away_from(args.connections));
         let began = self.shared.now_ns();
         let limit = began + nanos(args.connect_timeout);
         loop {
@@ -225,8 +291,27 @@ impl Team {
         }
     }
 
-    /// Gathers snapshots and shows a line each second, until that time.
-    fn watch(&mut self, args: &RunArgs, load_from: u64, until: u64) {
+    /// Waits until what was sent is accepted, or refused for now, and lets those in who were away: when,
+    /// and how many messages wait for them.
+    fn let_in(&mut self) -> (u64, u64) {
+        let shared = Arc::clone(&self.shared);
+        shared.stop.store(true, Ordering::Relaxed);
+        let limit = shared.now_ns() + STORED_MAX_NS;
+        while shared.now_ns() < limit && !self.has_failed() {
+            pause(LOOK);
+            if shared.sum(|thread| &thread.sent) == shared.sum(|thread| &thread.accepted) {
+                break;
+            }
+        }
+        let stored = shared.sum(|thread| &thread.accepted);
+        let waiting = stored.saturating_sub(shared.sum(|thread| &thread.delivered));
+        shared.let_in.store(true, Ordering::Relaxed);
+        (shared.now_ns(), waiting)
+    }
+
+    /// Gathers snapshots and shows a line each second, until that time, or until so many messages are
+    /// accepted: then nothing more is sent.
+    fn watch(&mut self, args: &RunArgs, load_from: u64, until: u64, cap: u64) {
         let shared = Arc::clone(&self.shared);
         let mut line = Line::new(&shared);
         let mut next = shared.now_ns() + SECOND_NS;
@@ -235,9 +320,14 @@ impl Team {
             if now >= until || self.has_failed() {
                 return;
             }
+            if shared.sum(|thread| &thread.accepted) >= cap {
+                shared.stop.store(true, Ordering::Relaxed);
+                return;
+            }
             if now >= next {
                 if !args.quiet {
-                    line.print(&shared, load_from, now);
+                    let until = shared.measure_until.load(Ordering::Relaxed);
+                    line.print(&shared, load_from, now, until);
                 }
                 line.reset(&shared, now);
                 next += SECOND_NS;
@@ -245,8 +335,7 @@ impl Team {
             let wake = shared.instant(until.min(next).min(now + 50_000_000));
             match self.snapshots.recv_deadline(wake) {
                 Ok(snapshot) => {
-                    line.accept.add(&snapshot.accept);
-                    line.end_to_end.add(&snapshot.end_to_end);
+                    line.add(&snapshot);
                     self.keep(&snapshot);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -262,8 +351,9 @@ impl Team {
         }
     }
 
-    /// Waits until everything sent is accepted and everything accepted has arrived.
-    pub fn drain(&mut self, args: &RunArgs) -> bool {
+    /// Waits until everything sent is accepted and everything accepted has arrived; since when that is
+    /// so. `None`: it did not come to that.
+    pub fn drain(&mut self, args: &RunArgs) -> Option<u64> {
         let shared = Arc::clone(&self.shared);
         let limit = shared.now_ns() + nanos(args.drain_timeout);
         let mut quiet_since = None;
@@ -275,13 +365,13 @@ impl Team {
             if sent == accepted && accepted <= delivered {
                 let since = *quiet_since.get_or_insert(now);
                 if now - since >= LINGER.as_nanos() as u64 {
-                    return true;
+                    return Some(since);
                 }
             } else {
                 quiet_since = None;
             }
             if now > limit || self.has_failed() {
-                return false;
+                return None;
             }
             pause(LOOK);
             while let Ok(snapshot) = self.snapshots.try_recv() {
@@ -321,6 +411,7 @@ fn book(args: &RunArgs, names: &Names, threads: u32) -> Book {
         names: names.clone(),
         body: filler(args.size as usize),
         window: (u64::MAX, u64::MAX),
+        is_held: false,
         sent_ever: 0,
         accepted_ever: 0,
         delivered_ever: 0,
@@ -344,7 +435,9 @@ fn conclude(
         sent.push(thread.sent);
         received.push(thread.received);
     }
-    reconcile(&sent, &received, &mut violations);
+    if args.verify {
+        reconcile(&sent, &received, &mut violations);
+    }
     Outcome {
         args: args.clone(),
         address,
@@ -353,6 +446,7 @@ fn conclude(
         measured_s: course.measured_s,
         drain_s: course.drain_s,
         drained: course.drained,
+        caught_up: course.caught_up,
         failure: course.failure,
         verified: team.shared.sum(|thread| &thread.delivered),
         counters,
@@ -360,56 +454,6 @@ fn conclude(
         end_to_end: team.end_to_end,
         usage: course.usage,
         violations,
-    }
-}
-
-/// One progress line.
-struct Line {
-    at_ns: u64,
-    accepted: u64,
-    delivered: u64,
-    accept: Latency,
-    end_to_end: Latency,
-}
-
-impl Line {
-    fn new(shared: &Shared) -> Self {
-        Self {
-            at_ns: shared.now_ns(),
-            accepted: shared.sum(|thread| &thread.accepted),
-            delivered: shared.sum(|thread| &thread.delivered),
-            accept: Latency::new(),
-            end_to_end: Latency::new(),
-        }
-    }
-
-    fn reset(&mut self, shared: &Shared, now: u64) {
-        *self = Self {
-            at_ns: now,
-            ..Self::new(shared)
-        };
-    }
-
-    fn print(&self, shared: &Shared, load_from: u64, now: u64) {
-        let accepted = shared.sum(|thread| &thread.accepted);
-        let delivered = shared.sum(|thread| &thread.delivered);
-        let span = seconds(now - self.at_ns);
-        let phase = match now < shared.measure_from.load(Ordering::Relaxed) {
-            true => "warm-up",
-            false => "",
-        };
-        eprintln!(
-            "{:>5.0} s  accepted {:>8.0}/s  delivered {:>8.0}/s  accept p50 {:>7.2} p99 {:>7.2} ms  \
-             end to end p50 {:>7.2} p99 {:>7.2} ms  in flight {:>6} {phase}",
-            seconds(now.saturating_sub(load_from)),
-            (accepted - self.accepted) as f64 / span,
-            (delivered - self.delivered) as f64 / span,
-            self.accept.micros(0.5) / 1e3,
-            self.accept.micros(0.99) / 1e3,
-            self.end_to_end.micros(0.5) / 1e3,
-            self.end_to_end.micros(0.99) / 1e3,
-            shared.sum(|thread| &thread.sent).saturating_sub(accepted),
-        );
     }
 }
 

@@ -39,6 +39,16 @@ impl Schedule {
     pub fn advance(&mut self) {
         self.next += self.step;
     }
+
+    /// Gives up all that is left; how many of them were meant to be sent from then on.
+    pub fn give_up(&mut self, from_ns: u64) -> u64 {
+        let mut count = 0;
+        while let Some(intended) = self.peek() {
+            count += u64::from(intended >= from_ns);
+            self.advance();
+        }
+        count
+    }
 }
 
 /// A small random generator (xorshift64*), the same numbers for the same seed everywhere.
@@ -111,6 +121,15 @@ mod tests {
         // However late `advance` is called: the next intended time is the schedule's.
         schedule.advance();
         assert_eq!(schedule.peek(), Some(100_000_000));
+    }
+
+    /// R: E-7
+    #[test]
+    fn what_is_given_up_is_counted_from_the_measured_time_on() {
+        let mut schedule = Schedule::new(10.0, 0, 2_000_000_000, 0, 1);
+        schedule.advance();
+        assert_eq!(schedule.give_up(1_000_000_000), 10);
+        assert_eq!(schedule.peek(), None);
     }
 
     #[test]

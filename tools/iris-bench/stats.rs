@@ -58,6 +58,12 @@ impl Latency {
         self.0.max() as f64 / 1e3
     }
 
+    /// The histogram itself.
+    #[must_use]
+    pub const fn histogram(&self) -> &Histogram<u64> {
+        &self.0
+    }
+
     /// How many were recorded.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -74,6 +80,10 @@ pub struct Counters {
     pub delivered: u64,
     /// Messages that left over [`LATE_NS`] after their time.
     pub late: u64,
+    /// Those of them that no connection had room for in time.
+    pub held: u64,
+    /// Messages of the schedule that were never sent.
+    pub unsent: u64,
     /// Messages refused and sent again.
     pub refused: u64,
     /// Connections lost.
@@ -86,6 +96,8 @@ impl Counters {
         self.accepted += other.accepted;
         self.delivered += other.delivered;
         self.late += other.late;
+        self.held += other.held;
+        self.unsent += other.unsent;
         self.refused += other.refused;
         self.lost += other.lost;
     }
@@ -167,6 +179,8 @@ pub struct Shared {
     pub phase: AtomicU32,
     /// Nothing new shall be sent.
     pub stop: AtomicBool,
+    /// Those who were away may log in.
+    pub let_in: AtomicBool,
     /// The threads shall end.
     pub finish: AtomicBool,
     /// A thread cannot go on.
@@ -186,6 +200,7 @@ impl Shared {
             measure_until: AtomicU64::new(u64::MAX),
             phase: AtomicU32::new(0),
             stop: AtomicBool::new(false),
+            let_in: AtomicBool::new(false),
             finish: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             progress: (0..threads).map(|_| Progress::default()).collect(),

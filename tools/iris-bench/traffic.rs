@@ -13,7 +13,9 @@ use iris_proto::id::{MessageId, SendEpoch, SendNumber, Seq};
 /// A day in the year 2026, in Unix milliseconds.
 pub const TIME_MS: u64 = 1_790_000_000_000;
 /// The device that sends, and the one that reads.
-const DEVICE: &str = "phone";
+pub const DEVICE: &str = "phone";
+/// Who sends, when nobody else is named.
+pub const SENDER: &str = "sender";
 
 /// A directory that is removed, however the measurement ends.
 #[derive(Debug)]
@@ -77,6 +79,8 @@ pub struct Traffic {
     key: HashKey,
     shards: u64,
     logs: u64,
+    /// Of the users' names.
+    prefix: String,
     body: Vec<u8>,
 }
 
@@ -84,11 +88,18 @@ impl Traffic {
     /// Messages of so many bytes.
     #[must_use]
     pub fn new(data: &DataDir, body: usize) -> Self {
+        Self::to(data, body, "user-")
+    }
+
+    /// The same, to users whose names begin with this.
+    #[must_use]
+    pub fn to(data: &DataDir, body: usize, prefix: &str) -> Self {
         let super_block = data.super_block();
         Self {
             key: HashKey(super_block.hash_key),
             shards: u64::from(super_block.shards),
             logs: u64::from(super_block.logs),
+            prefix: prefix.to_owned(),
             body: vec![0x5a; body],
         }
     }
@@ -101,7 +112,7 @@ impl Traffic {
     }
 
     fn place(&self, user: u64) -> (UserHash, ShardId) {
-        let hash = user_hash(self.key, &name(user));
+        let hash = user_hash(self.key, &self.name(user));
         #[expect(
             clippy::cast_possible_truncation,
             reason = "below the number of shards"
@@ -110,12 +121,21 @@ impl Traffic {
         (hash, shard)
     }
 
+    fn name(&self, user: u64) -> String {
+        format!("{}{user}", self.prefix)
+    }
+
     /// Proposes message `n` to a user.
     pub fn send(&self, log: &mut BlockingLog, user: u64, n: u64) {
-        let recipient = name(user);
+        self.send_from(log, SENDER, user, n);
+    }
+
+    /// Proposes message `n` of this sender to a user.
+    pub fn send_from(&self, log: &mut BlockingLog, from: &str, user: u64, n: u64) {
+        let recipient = self.name(user);
         let append = Append {
             to: &recipient,
-            from: "sender",
+            from,
             device: DEVICE,
             epoch: SendEpoch(1),
             n: SendNumber(n),
@@ -138,11 +158,16 @@ impl Traffic {
 
     /// Makes the device of a user known.
     pub fn register(&self, log: &mut BlockingLog, user: u64) {
+        self.register_device(log, user, DEVICE);
+    }
+
+    /// Makes this device of a user known.
+    pub fn register_device(&self, log: &mut BlockingLog, user: u64, device: &str) {
         let (hash, shard) = self.place(user);
         let register = Input::Register {
             hash,
-            user: &name(user),
-            device: DEVICE,
+            user: &self.name(user),
+            device,
             reply: reply(0),
         };
         log.step(shard, register);
@@ -150,20 +175,23 @@ impl Traffic {
 
     /// That device has all up to entry `seq`.
     pub fn acknowledge(&self, log: &mut BlockingLog, user: u64, seq: u64) {
+        self.acknowledge_device(log, user, DEVICE, seq);
+    }
+
+    /// This device has all up to entry `seq`.
+    pub fn acknowledge_device(&self, log: &mut BlockingLog, user: u64, device: &str, seq: u64) {
         let acknowledge = Input::Acknowledge {
-            user: &name(user),
-            device: DEVICE,
+            user: &self.name(user),
+            device,
             seq: Seq(seq),
         };
         log.step(self.place(user).1, acknowledge);
     }
 }
 
-fn name(user: u64) -> String {
-    format!("user-{user}")
-}
-
-fn reply(tag: u64) -> ReplyTo {
+/// Where an answer would go.
+#[must_use]
+pub fn reply(tag: u64) -> ReplyTo {
     ReplyTo {
         core: CoreId(0),
         slot: 0,

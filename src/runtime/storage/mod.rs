@@ -12,6 +12,7 @@
 //! what takes long (see [`spare`] and `keeper`). Start-up reads what a replay needs, cuts a torn tail,
 //! and deletes no data.
 
+mod bare;
 mod blocking;
 mod data_dir;
 mod data_view;
@@ -28,6 +29,7 @@ mod super_block;
 mod tests;
 
 pub use crate::log::Space;
+pub use bare::BareLog;
 pub use blocking::BlockingLog;
 pub use data_dir::{DataDir, DataDirError, Format, Upkeep};
 pub use data_view::{Access, DataView, SuperState};

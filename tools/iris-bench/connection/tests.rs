@@ -16,6 +16,7 @@ fn book() -> Book {
         snapshot: Snapshot::new(false, 0),
         names: Names::new(1, 4),
         body: crate::message::filler(SIZE),
+        is_held: false,
         window: (100, 200),
         sent_ever: 0,
         accepted_ever: 0,
