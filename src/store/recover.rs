@@ -592,9 +592,8 @@ impl Store {
                 ));
             }
         }
-        let heads = judged.iter();
-        let heads = heads.map(|(shard, _)| (shard.id().0, shard.applied()));
-        let mut heads: Vec<(u16, u64)> = heads.collect();
+        let head = |(shard, _): &(Shard, Standing)| (shard.id().0, shard.applied());
+        let mut heads: Vec<(u16, u64)> = judged.iter().map(head).collect();
         let mut quarantined = Vec::new();
         let mut served = Vec::with_capacity(judged.len());
         for (shard, standing) in judged {

@@ -84,6 +84,10 @@ impl Core {
     pub(super) fn send_dirty(&mut self) {
         let mut left = self.dirty.len(); // who becomes dirty by it is for the next turn
         self.sent_bytes = 0;
+        if left > 0 {
+            self.now.touch();
+            self.begin_sharing();
+        }
         while left > 0 && self.sent_bytes < TURN_BYTES_MAX {
             left -= 1;
             let Some(mut connection) = self
@@ -221,17 +225,7 @@ impl Core {
                 live.session.skipped(next, last);
                 continue;
             };
-            let log = self.lanes.files_mut(shard);
-            if let Some((address, bytes)) = log.cold_range(position, ENTRY_SPAN_BYTES) {
-                if self.populating >= POPULATES_MAX {
-                    self.waiting_to_populate.push(id);
-                    return Pulled::Waits(position);
-                }
-                self.populating += 1;
-                let job = POPULATE_JOB | (u64::from(id.slot) << 32) | u64::from(id.generation);
-                // SAFETY: the range lies in a map of this core's log, which unmaps nothing before it
-                // is dropped, and that is after `sockets` has drained its jobs.
-                unsafe { self.sockets.populate(job, address, bytes) };
+            if self.is_cold(id, shard, position) {
                 return Pulled::Waits(position);
             }
             let user = live.session.identity.user.as_str();
@@ -248,6 +242,25 @@ impl Core {
             }
         }
         Pulled::All
+    }
+
+    /// Whether an entry's pages are not in memory; then they are on their way, or will be when others are
+    /// there.
+    fn is_cold(&mut self, id: SocketId, shard: ShardId, position: u64) -> bool {
+        let log = self.lanes.files_mut(shard);
+        let Some((address, bytes)) = log.cold_range(position, ENTRY_SPAN_BYTES) else {
+            return false;
+        };
+        if self.populating >= POPULATES_MAX {
+            self.waiting_to_populate.push(id);
+            return true;
+        }
+        self.populating += 1;
+        let job = POPULATE_JOB | (u64::from(id.slot) << 32) | u64::from(id.generation);
+        // SAFETY: the range lies in a map of this core's log, which unmaps nothing before it is dropped, and
+        // that is after `sockets` has drained its jobs.
+        unsafe { self.sockets.populate(job, address, bytes) };
+        true
     }
 
     /// Appends one entry's frame from where the entry lies in the log; its body's bytes. `None` when
