@@ -38,7 +38,7 @@ fn main() {
         position += STRIDE;
         ns = ns % 4_000_000 + 137;
         message(&mut set, &mut places, position, position * 40, ns);
-        if position / STRIDE % 16 == 0 {
+        if (position / STRIDE).is_multiple_of(16) {
             readings(clock);
         }
     });
