@@ -281,9 +281,10 @@ impl Lanes {
         set.record(Stage::Apply, clock.ns - lane.durable_ns);
     }
 
-    /// When the newest durable batch of a shard's log became so, in nanoseconds.
-    pub(super) fn durable_ns(&mut self, shard: ShardId) -> u64 {
-        self.lane_mut(shard).durable_ns
+    /// A shard's log, and when its newest durable batch became so, in nanoseconds.
+    pub(super) fn durable(&mut self, shard: ShardId) -> (LogId, u64) {
+        let lane = self.lane_mut(shard);
+        (lane.id, lane.durable_ns)
     }
 
     /// A shard's message was to be read and is not what was written.

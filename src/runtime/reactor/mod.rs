@@ -368,6 +368,7 @@ impl Core {
         self.sockets.turn(&mut events, EVENTS_PER_TURN);
         self.totals.events += events.len() as u64;
         self.turns.events.note(self.now_us(), events.len() as u64);
+        self.begin_sharing();
         let has_come = !events.is_empty();
         for event in events.drain(..) {
             match event {
@@ -377,7 +378,7 @@ impl Core {
                     tracing::warn!(core = self.id.0, %error, "a connection could not be accepted; accepting goes on after a pause");
                 }
                 Event::Received { id, buffer } => {
-                    self.now.touch();
+                    self.share_reading();
                     self.received(id, buffer);
                 }
                 Event::Ended { id, reason } => self.ended(id, reason),

@@ -138,6 +138,10 @@ impl Core {
     pub(super) fn send_dirty(&mut self) {
         let mut left = self.dirty.len(); // who becomes dirty by it is for the next turn
         self.sent_bytes = 0;
+        if left > 0 {
+            self.now.touch();
+            self.begin_sharing();
+        }
         while left > 0 && self.sent_bytes < TURN_BYTES_MAX {
             left -= 1;
             let Some(mut connection) = self

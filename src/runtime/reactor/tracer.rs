@@ -186,7 +186,7 @@ impl Core {
         let Some(applied) = self.step_at(shard, at, What::Applied, read) else {
             return;
         };
-        let durable_ns = self.lanes.durable_ns(shard);
+        let (_, durable_ns) = self.lanes.durable(shard);
         let earlier_us = applied.clock_ns.saturating_sub(durable_ns) / 1_000;
         let durable = Step {
             what: What::Durable,
