@@ -20,6 +20,7 @@ use iris::log::{
     FrameBuilder, FrameKind, Placement, RecordHeader, RecordKind, SegmentSize, item_encode_into,
 };
 use iris::runtime::storage::{DataDir, Format, Mapped};
+use iris::store::recover::Known;
 
 const ROUNDS: usize = 21;
 const ITEMS: usize = 1000;
@@ -261,12 +262,13 @@ fn scan_rate(data_dir: &DataDir, data: &Path) -> Result<(), Failure> {
     for _ in 0..5 {
         let started = Instant::now();
         let mapped = Mapped::open(data, 0, size, false)?;
-        let tail = mapped.found(0, |found| {
+        let tail = mapped.found(Known::default(), |found| {
             let origin = Origin {
                 size,
                 identity: data_dir.identity(0),
                 lsn: 0,
                 durable: 0,
+                made: 0,
                 prev_crc: 0,
             };
             scan(&origin, found.segments, &mut |seen| {
@@ -290,6 +292,7 @@ fn scan_rate(data_dir: &DataDir, data: &Path) -> Result<(), Failure> {
         identity,
         lsn: 0,
         durable: 0,
+        made: 0,
         prev_crc: 0,
     };
     let mut times = Vec::new();

@@ -43,6 +43,8 @@ bugs! {
     VisibleBeforeSync = "visible-before-sync", 20;
     /// A new segment's directory entry is not synced.
     SegmentDirSync = "segment-dir-sync", 200;
+    /// A segment comes into use and the superblock does not say that it was made.
+    SegmentUnnoted = "segment-unnoted", 500;
     /// A checkpoint's rename is not synced before older files leave.
     CheckpointDirSync = "checkpoint-dir-sync", 500;
     /// A checkpoint is renamed before its content is synced.

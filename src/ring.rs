@@ -171,6 +171,13 @@ impl<T> Consumer<T> {
         count
     }
 
+    /// Messages that are published and were not taken.
+    #[inline]
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ring.slots()
+    }
+
     /// Whether nothing is published. The recheck of [`Sleeper::may_sleep`] asks this of every link
     /// that leads to the core.
     #[inline]

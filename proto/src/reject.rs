@@ -98,7 +98,8 @@ impl GoodbyeReason {
             | Self::Overloaded
             | Self::Internal
             | Self::Normal
-            | Self::Unavailable => AfterGoodbye::Reconnect,
+            | Self::Unavailable
+            | Self::TooManySessions => AfterGoodbye::Reconnect,
         }
     }
 
@@ -115,6 +116,9 @@ impl GoodbyeReason {
             Self::Version => "no common protocol version; update the client",
             Self::DeviceMismatch => "the token is for another device; use that device's name",
             Self::TooManyDevices => "the user has too many devices; remove one first",
+            Self::TooManySessions => {
+                "the user has too many sessions; end one, or connect again later"
+            }
             Self::Replaced => "the same device connected somewhere else; that connection stays",
             Self::ShuttingDown => "the switch is going down; connect again",
             Self::Overloaded => "the switch is busy; connect again later",
@@ -122,7 +126,8 @@ impl GoodbyeReason {
             Self::Normal => "the session was ended in good order",
             Self::Revoked => "the token was revoked; get a new one",
             Self::Unavailable => {
-                "the user's data is damaged and not served now; connect again later"
+                "the user's data is damaged and not served now; \
+                 whoever runs the switch has to act (`iris status`), connect again later"
             }
         }
     }

@@ -157,6 +157,9 @@ pub enum Event {
     },
     /// So many events are not here.
     Lost {
+        /// Which; without it, any.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        what: Option<&'static str>,
         /// How many.
         count: u64,
         /// `queue`: they came faster than they could be written. `disk`: it did not take them.
@@ -174,6 +177,74 @@ pub enum Event {
         /// Its bytes.
         bytes: u64,
     },
+}
+
+/// What is counted apart of what happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Somebody was not let in.
+    Refused,
+    /// A session goes on with another token.
+    Renewed,
+    /// A session began.
+    Login,
+    /// A session ended because its token was revoked.
+    Ended,
+    /// Somebody asked to revoke tokens.
+    Revoke,
+    /// Certificate, keys and limits were read again.
+    Reload,
+    /// Of the switch and of the log itself.
+    Other,
+}
+
+impl Kind {
+    /// All of them, by their number.
+    pub const ALL: [Self; 7] = [
+        Self::Refused,
+        Self::Renewed,
+        Self::Login,
+        Self::Ended,
+        Self::Revoke,
+        Self::Reload,
+        Self::Other,
+    ];
+
+    /// As events are named in records.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Renewed => "renewed",
+            Self::Login => "login",
+            Self::Ended => "ended",
+            Self::Revoke => "revoke",
+            Self::Reload => "reload",
+            Self::Other => "other",
+        }
+    }
+
+    /// Whether anybody can bring it about as often as he likes, at the price of a knock.
+    #[must_use]
+    pub const fn is_cheap(self) -> bool {
+        matches!(self, Self::Refused | Self::Renewed)
+    }
+}
+
+impl Event {
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Refused { .. } => Kind::Refused,
+            Self::Renewed { .. } => Kind::Renewed,
+            Self::Login { .. } => Kind::Login,
+            Self::Ended { .. } => Kind::Ended,
+            Self::Revoke { .. } => Kind::Revoke,
+            Self::Reload { .. } => Kind::Reload,
+            _ => Kind::Other,
+        }
+    }
 }
 
 /// The beginning of a text of ours, as much as a record takes.

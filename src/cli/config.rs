@@ -49,6 +49,7 @@ fn check_files(config: &Config) -> Result<Vec<String>, Failure> {
         return Ok(Vec::new());
     }
     let (_, skipped) = config.keyring()?;
+    config.admin_token()?;
     let policy = Policy::read(config, None)?;
     let now_s = Clock::read().unix_s();
     let skipped = skipped

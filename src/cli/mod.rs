@@ -12,6 +12,8 @@ mod backup;
 mod chat;
 mod completions;
 mod config;
+mod doctor;
+mod hist;
 mod log;
 mod logging;
 pub mod output;
@@ -22,6 +24,8 @@ mod send;
 mod serve;
 mod status;
 mod token;
+mod top;
+mod trace;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -51,6 +55,10 @@ Examples:
   iris token --user alice                   a token for it, good for an hour
   iris serve --config /etc/iris/iris.toml   a switch as configured
   iris status                               whether it is ready, and why not
+  iris top                                  what it does, live
+  iris doctor                               what this machine lacks, and how to change it
+  iris hist                                 how long each stage of a message's way takes
+  iris trace --user alice --for 60s         every step of her messages, as they happen
   iris revoke --user alice                  her tokens of before now open nothing any more
   iris audit verify                         whether the audit log is as it was written
   iris config check --config iris.toml      what it would run with, and where each value comes from
@@ -82,6 +90,12 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Ask a running switch whether it is ready
     Status(status::StatusArgs),
+    /// Watch a running switch, live
+    Top(top::TopArgs),
+    /// Show how long each stage of a message's way takes
+    Hist(hist::HistArgs),
+    /// Show every step of a user's messages, as they happen
+    Trace(trace::TraceArgs),
     /// Refuse tokens that were good until now
     Revoke(revoke::RevokeArgs),
     /// Verify the audit log
@@ -94,6 +108,8 @@ enum Command {
     Recv(recv::RecvArgs),
     /// Talk with another user
     Chat(chat::ChatArgs),
+    /// Say what this machine lacks
+    Doctor(doctor::DoctorArgs),
     /// Check a configuration
     Config(config::ConfigArgs),
     /// Look into the logs of a data directory; set damage aside
@@ -123,12 +139,16 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => serve::run(&args, program.as_deref().unwrap_or("iris")),
         Command::Status(args) => status::run(&args),
+        Command::Top(args) => top::run(&args),
+        Command::Hist(args) => hist::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Revoke(args) => revoke::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Send(args) => send::run(&args),
         Command::Recv(args) => recv::run(&args),
         Command::Chat(args) => chat::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Config(args) => config::run(&args),
         Command::Log(args) => log::run(&args),
         Command::Backup(args) => backup::run(&args),
@@ -199,10 +219,18 @@ mod tests {
         assert!(refused("iris token --user a --ttl 25h").contains("24h"));
         assert!(refused("iris token --user a --key f").contains("--kid"));
         assert!(refused("iris audit verify --expect 7").contains("64 digits"));
+        assert!(refused("iris top --addr 127.0.0.1:9464").contains("--token-file"));
+        assert!(refused("iris top --interval 1h").contains("100ms"));
         assert!(refused("iris revoke").contains("--user"));
         assert!(refused("iris revoke --user a --jti b").contains("cannot be used with"));
         assert!(refused("iris revoke --jti b --before 7").contains("cannot be used with"));
         assert!(refused("iris revoke --user a --before yesterday").contains("instant"));
+        assert!(refused("iris trace").contains("--user"));
+        assert!(refused("iris trace --user a --for 11m").contains("10m"));
+        assert!(refused("iris hist --reset --interval 5s").contains("cannot be used with"));
+        assert!(refused("iris hist --interval 0s").contains("1s"));
+        assert!(refused("iris hist --follow").contains("--interval"));
+        assert!(refused("iris hist diff a.json").contains("<B>"));
         assert!(refused("iris log salvage --confirm x").contains("--set-aside"));
         assert!(refused("iris log salvage --set-aside --log 1").contains("cannot be used with"));
         assert!(refused("iris log dump --checkpoint --bodies").contains("cannot be used with"));

@@ -97,7 +97,7 @@ pub(super) fn columns(rows: &[Vec<String>]) -> String {
     let mut text = String::new();
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|row| row.get(column));
-        cells.map(String::len).max().unwrap_or(0)
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
     };
     for row in rows {
         let cells = row.iter().enumerate();

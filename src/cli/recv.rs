@@ -4,13 +4,19 @@
 //! it twice, never not at all.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use iris_proto::id::UserId;
+use tokio::sync::watch;
 
 use super::remote::{FAREWELL, RemoteArgs, block_on, printable, state_dir, user};
 use super::{Failure, output};
-use crate::client::{Arrival, Client, Entry, Gap};
+use crate::client::{Arrival, Client, Entry, Gap, LinkError, State};
+
+/// Sessions that the switch ends, with nothing new between them, before `recv` gives up: an entry that
+/// cannot be read ends every session that comes to it.
+const GOODBYES_MAX: u32 = 3;
 
 #[derive(Debug, Args)]
 #[command(long_about = "\
@@ -76,6 +82,7 @@ async fn print_entries(args: &RecvArgs, client: &mut Client) -> Result<(), Failu
     let welcomed = client.welcomed();
     let (head, mut at) = (welcomed.head, welcomed.cursor);
     let mut printed = 0;
+    let mut state = client.state();
     loop {
         let done = match args.count {
             Some(count) => printed >= count,
@@ -84,7 +91,11 @@ async fn print_entries(args: &RecvArgs, client: &mut Client) -> Result<(), Failu
         if done {
             return Ok(());
         }
-        let arrival = client.next().await?;
+        let arrival = tokio::select! {
+            biased;
+            arrival = client.next() => arrival?,
+            error = turned_away(&mut state), if !args.follow => return Err(Failure::told(error)),
+        };
         let line = match &arrival {
             Arrival::Entry(entry) if args.json => json(entry),
             Arrival::Entry(entry) => plain(entry),
@@ -95,6 +106,25 @@ async fn print_entries(args: &RecvArgs, client: &mut Client) -> Result<(), Failu
         at = arrival.upto();
         client.ack(at);
         printed += u64::from(matches!(arrival, Arrival::Entry(_)));
+    }
+}
+
+/// Waits until there is no use in waiting: the switch has damaged data, or has ended [`GOODBYES_MAX`]
+/// sessions one after the other, each before anything new came.
+async fn turned_away(state: &mut watch::Receiver<State>) -> Arc<LinkError> {
+    let mut goodbyes = 0;
+    loop {
+        if let State::Offline { error: Some(error) } = &*state.borrow_and_update()
+            && matches!(**error, LinkError::Goodbye { .. })
+        {
+            goodbyes += 1;
+            if error.is_hopeless() || goodbyes >= GOODBYES_MAX {
+                return error.clone();
+            }
+        }
+        if state.changed().await.is_err() {
+            return std::future::pending().await; // the client is over: its inbox says why
+        }
     }
 }
 

@@ -149,9 +149,11 @@ mod tests {
             version: "1.2.3".to_owned(),
             pid: 7,
             address: "127.0.0.1:7447".parse().unwrap(),
+            admin: None,
             ready: true,
             reasons: Vec::new(),
             notes: Vec::new(),
+            latencies: Vec::new(),
             cores: vec![CoreReport {
                 connections: 1_000,
                 logs: vec![log],

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iris_proto::client::{End, Event, Session, Step, Ticket};
+use iris_proto::client::{Disconnect, End, Event, Session, Step, Ticket};
 use iris_proto::id::{MessageId, Seq, UserId};
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -331,16 +331,7 @@ impl Driver {
                     };
                     drop(self.arrivals.send(Arrival::Gap(gap)));
                 }
-                Event::Disconnected(why) => {
-                    debug!(?why, "disconnected");
-                    self.state.send_if_modified(|state| {
-                        let was_online = matches!(state, State::Online(_));
-                        if was_online {
-                            *state = State::Offline { error: None };
-                        }
-                        was_online
-                    });
-                }
+                Event::Disconnected(why) => self.disconnected(why),
                 Event::Expiring { left_s } => self.renew(left_s),
                 Event::Renewed { left_s } => debug!(left_s, "the session goes on"),
                 Event::RenewFailed { code, .. } => {
@@ -361,6 +352,26 @@ impl Driver {
             Ok(token) => drop(self.session.renew(&token)),
             Err(error) => warn!(%error, left_s, "no new token for the session, which ends soon"),
         }
+    }
+
+    /// What the switch said when it ended the session is for people to see; else the last failed attempt
+    /// says why there is none.
+    fn disconnected(&self, why: Disconnect) {
+        debug!(?why, "disconnected");
+        let error = match why {
+            Disconnect::Goodbye(reason) => Some(Arc::new(LinkError::Goodbye {
+                addr: self.options.addr.clone(),
+                reason,
+            })),
+            _ => None,
+        };
+        self.state.send_if_modified(|state| {
+            let is_news = error.is_some() || matches!(state, State::Online(_));
+            if is_news {
+                *state = State::Offline { error };
+            }
+            is_news
+        });
     }
 
     fn welcomed(&mut self, welcomed: Welcomed) {

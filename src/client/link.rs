@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iris_proto::limits::ALPN;
+use iris_proto::reject::GoodbyeReason;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
@@ -51,6 +52,14 @@ pub enum LinkError {
         /// The name.
         name: String,
     },
+    /// The switch ended the session; it may be tried again.
+    #[error("{addr} ended the session: {reason}")]
+    Goodbye {
+        /// Where.
+        addr: String,
+        /// What the switch said.
+        reason: GoodbyeReason,
+    },
     /// There is no token to log in with.
     #[error("no token: {0}")]
     Token(super::TokenError),
@@ -64,6 +73,8 @@ impl LinkError {
             Self::Unreachable { .. } | Self::Timeout { .. } => false,
             // The peer may vanish in the middle of a handshake; a verdict on it comes as InvalidData.
             Self::Tls { source, .. } => source.kind() == io::ErrorKind::InvalidData,
+            // Damaged data is served again when a person has seen to it.
+            Self::Goodbye { reason, .. } => *reason == GoodbyeReason::Unavailable,
             Self::OtherProtocol { .. } | Self::BadName { .. } | Self::Token(_) => true,
         }
     }

@@ -98,7 +98,7 @@ pub enum ConnectError {
     /// No connection within the patience, or none that could ever be.
     #[error(transparent)]
     Link(Arc<LinkError>),
-    /// The connections that came up went down again before the switch welcomed us.
+    /// The connections that came up went down again, without a reason, before the switch welcomed us.
     #[error("{addr} did not answer the login in time; try again later")]
     NoWelcome {
         /// Where.

@@ -36,6 +36,8 @@ struct Switch {
     cuts: VecDeque<(usize, usize)>,
     connections: usize,
     said_goodbye: bool,
+    /// What each login is answered with, until there is none.
+    turned_away: Option<GoodbyeReason>,
     /// Seconds that each session is told to have left, at its beginning.
     expiring: Option<u64>,
     /// The tokens that sessions brought later.
@@ -56,6 +58,14 @@ impl Switch {
                 let reason = GoodbyeReason::BadToken.into();
                 let goodbye = v2::Goodbye {
                     reason,
+                    ..Default::default()
+                };
+                encode_server(out, server_frame::Frame::Goodbye(goodbye));
+            }
+            ClientFrameRef::Hello(_) if self.turned_away.is_some() => {
+                let goodbye = v2::Goodbye {
+                    reason: self.turned_away.unwrap_or_default().into(),
+                    retry_after_ms: 60_000,
                     ..Default::default()
                 };
                 encode_server(out, server_frame::Frame::Goodbye(goodbye));
@@ -439,6 +449,33 @@ async fn refused_token_and_wrong_user_end_the_client() {
         matches!(error, ConnectError::Ended(Ended::WrongUser { .. })),
         "{error}"
     );
+}
+
+/// R: D-2. A person reads what the switch said, not that it said nothing.
+#[tokio::test]
+async fn a_switch_that_ends_the_login_with_a_reason_is_quoted() {
+    for (reason, at_once) in [
+        (GoodbyeReason::Unavailable, true),
+        (GoodbyeReason::Overloaded, false),
+    ] {
+        let fixture = Fixture::start(Switch {
+            turned_away: Some(reason),
+            ..Switch::default()
+        })
+        .await;
+        let mut options = fixture.options();
+        options.patience = match at_once {
+            true => Duration::from_secs(60), // it is not waited for
+            false => Duration::from_millis(300),
+        };
+        let error = Client::connect(options)
+            .await
+            .expect_err("nobody is let in");
+        assert_eq!(
+            error.to_string(),
+            format!("{} ended the session: {reason}", fixture.addr)
+        );
+    }
 }
 
 #[tokio::test]

@@ -32,6 +32,8 @@ pub(super) enum What {
     PrivateKey,
     /// Nobody else may read it.
     Secret,
+    /// Nobody else may read it.
+    AdminToken,
     /// Nobody else may change it.
     Trusted,
 }
@@ -41,7 +43,7 @@ impl Exposed {
     pub(super) fn look(path: &Path, what: What) -> Option<Self> {
         let mode = fs::metadata(path).ok()?.permissions().mode() & 0o777;
         let forbidden = match what {
-            What::PrivateKey | What::Secret => NOT_MINE,
+            What::PrivateKey | What::Secret | What::AdminToken => NOT_MINE,
             What::Trusted => NOT_MINE_TO_WRITE,
         };
         let path = path.to_owned();
@@ -53,9 +55,10 @@ impl fmt::Display for Exposed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (path, mode) = (self.path.display(), self.mode);
         match self.what {
-            What::PrivateKey | What::Secret => {
+            What::PrivateKey | What::Secret | What::AdminToken => {
                 let what = match self.what {
                     What::PrivateKey => "the certificate's private key",
+                    What::AdminToken => "the token of the admin endpoint",
                     _ => "a secret that signs tokens",
                 };
                 write!(

@@ -18,6 +18,7 @@
 //! `assemble` is a pure function of its inputs; `load` reads the file and the environment for it, and
 //! `keyring` reads the key files.
 
+mod admin;
 mod exposed;
 mod file;
 mod settings;
@@ -30,6 +31,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+pub use admin::{Admin, TOKEN_BYTES_MAX, TOKEN_BYTES_MIN};
 pub use exposed::Exposed;
 use exposed::What;
 pub use settings::Complaint;
@@ -67,6 +69,8 @@ pub struct Config {
     pub limits: Limits,
     /// `[storage]`.
     pub storage: Storage,
+    /// `[admin]`, if it says where to listen.
+    pub admin: Option<Admin>,
     /// `[log]`
     pub log: Log,
     /// The file that it was read from.
@@ -141,6 +145,10 @@ pub struct Limits {
     pub connections_per_core: u64,
     /// Connections of one core that have not logged in.
     pub handshakes_per_core: u64,
+    /// Those of them from one address; 0: any number.
+    pub handshakes_per_address: u64,
+    /// Sessions of one user.
+    pub sessions_per_user: u64,
     /// Connections from one address; 0: any number.
     pub connections_per_address: u64,
     /// Logins from one address that may fail in a minute, and at once; 0: any number.
@@ -270,6 +278,14 @@ pub enum ConfigError {
     /// The keys were read and are not usable.
     #[error("[[auth.keys]]: {0}")]
     Key(#[from] KeyError),
+    /// The admin token was read and is not usable.
+    #[error("admin.token_file {path} {why}; make one with `openssl rand -hex 32`")]
+    AdminToken {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The key set was read and is not usable.
     #[error("{path}: {source}")]
     Jwks {
@@ -447,6 +463,7 @@ impl Config {
                     age_ms: settled.number("storage.retention_hours")? * MS_PER_HOUR,
                 },
             },
+            admin: Admin::settled(&settled)?,
             log: Log {
                 format: if json {
                     LogFormat::Json
@@ -561,6 +578,8 @@ impl Config {
             Algorithm::Hs256 => (&key.file, What::Secret),
             _ => (&key.file, What::Trusted),
         }));
+        let admin = self.admin.iter();
+        files.extend(admin.map(|admin| (&admin.token_file, What::AdminToken)));
         files.extend(self.auth.jwks.iter().map(|file| {
             let text = read_secret(file).ok();
             let set = text.and_then(|text| KeySet::read(&text).ok());
@@ -598,6 +617,8 @@ fn limits(settled: &Settled) -> Result<Limits, ConfigError> {
         inbox_entries: settled.number("limits.inbox_entries")?,
         connections_per_core: settled.number("limits.connections_per_core")?,
         handshakes_per_core: settled.number("limits.handshakes_per_core")?,
+        handshakes_per_address: settled.number("limits.handshakes_per_address")?,
+        sessions_per_user: settled.number("limits.sessions_per_user")?,
         connections_per_address: settled.number("limits.connections_per_address")?,
         failed_logins_per_minute: settled.number("limits.failed_logins_per_minute")?,
         failed_logins_per_user_per_minute: settled
@@ -706,6 +727,7 @@ fn settle_dev(settled: &mut Settled) -> Result<Vec<KeyFile>, ConfigError> {
         ("auth.issuer", Value::Text(dev::ISSUER.to_owned())),
         ("limits.messages_per_s", Value::Number(0)),
         ("limits.connections_per_address", Value::Number(0)),
+        ("limits.handshakes_per_address", Value::Number(0)),
         ("limits.failed_logins_per_minute", Value::Number(0)),
         ("limits.failed_logins_per_user_per_minute", Value::Number(0)),
     ];

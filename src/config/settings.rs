@@ -91,6 +91,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         "sessions that one core holds; more are sent away, to come back"),
     row("limits", "handshakes_per_core", number(1, 1_000_000), Some("2048"),
         "connections of one core that have not logged in; more are closed as they come"),
+    row("limits", "handshakes_per_address", number(0, 1_000_000), Some("512"),
+        "those of them from one IPv4 address or IPv6 /64; 0: any number"),
+    row("limits", "sessions_per_user", number(1, 1_000_000), Some("16"),
+        "sessions of one user: its devices', and those that only send; more are told to come back later"),
     row("limits", "connections_per_address", number(0, 1_000_000), Some("1000"),
         "connections from one IPv4 address or IPv6 /64; more are closed as they come; 0: any number"),
     row("limits", "failed_logins_per_minute", number(0, 1_000_000), Some("60"),
@@ -117,6 +121,10 @@ pub(super) const SETTINGS: &[Setting] = &[
         "bytes of an inbox beyond which its oldest acknowledged entries leave"),
     row("storage", "retention_hours", number(0, 876_000), Some("2160"),
         "hours after which acknowledged entries leave"),
+    row("admin", "listen", Kind::Address, None,
+        "loopback address on which the switch can be asked over HTTP, such as 127.0.0.1:9464; none, if not set"),
+    row("admin", "token_file", Kind::Path, None,
+        "file with the token that who asks there must show; needed with admin.listen"),
     row("log", "format", Kind::Choice(&["human", "json"]), Some("human"),
         "how a line on standard error is written"),
     row("log", "level", Kind::Choice(&["off", "error", "warn", "info", "debug", "trace"]), Some("info"),
@@ -125,7 +133,7 @@ pub(super) const SETTINGS: &[Setting] = &[
 
 /// The settings that a running switch takes anew when it reloads, beside `[[auth.keys]]`. A change of
 /// any other one needs a restart.
-pub(super) const MOVABLE: [&str; 18] = [
+pub(super) const MOVABLE: [&str; 20] = [
     "server.drain_timeout_ms",
     "tls.certificate",
     "tls.key",
@@ -137,6 +145,8 @@ pub(super) const MOVABLE: [&str; 18] = [
     "limits.hello_timeout_ms",
     "limits.connections_per_core",
     "limits.handshakes_per_core",
+    "limits.handshakes_per_address",
+    "limits.sessions_per_user",
     "limits.connections_per_address",
     "limits.failed_logins_per_minute",
     "limits.failed_logins_per_user_per_minute",
@@ -330,6 +340,15 @@ pub enum Complaint {
     BadLength {
         /// Its bytes.
         len: usize,
+    },
+    /// An address that others than this machine can reach.
+    #[error(
+        "must be a loopback address such as 127.0.0.1:9464, not `{found}`: what is said there is not \
+         encrypted; let a proxy with TLS in front of it serve other machines"
+    )]
+    NotLoopback {
+        /// What it is.
+        found: SocketAddr,
     },
     /// Not UTF-8.
     #[error("is not UTF-8 text; set it to text")]

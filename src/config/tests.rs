@@ -458,3 +458,54 @@ fn a_development_switch_limits_nobody_by_user_or_address_unless_it_is_told_to() 
     ];
     assert_eq!(lifted, [0; 4]);
 }
+
+/// R: E-2
+#[test]
+fn the_admin_endpoint_is_on_loopback_alone_and_has_a_token() {
+    let with = |lines: &str| format!("[admin]\n{lines}\n{LEAST}");
+    assert_eq!(assemble(LEAST, &[], &[]).unwrap().admin, None);
+    let found = assemble(
+        &with("listen = \"[::1]:9464\"\ntoken_file = \"admin.token\""),
+        &[],
+        &[],
+    );
+    let admin = found.unwrap().admin.unwrap();
+    assert_eq!(admin.listen.port(), 9464);
+    assert_eq!(admin.token_file, Path::new("/etc/iris/admin.token"));
+    for open in ["0.0.0.0:9464", "10.0.0.1:9464", "[::]:9464"] {
+        let why = refused(&with(&format!("listen = \"{open}\"\ntoken_file = \"t\"")));
+        assert!(
+            why.starts_with("/etc/iris/iris.toml:2:10: `admin.listen` must be a loopback"),
+            "{why}"
+        );
+    }
+    let why = refused(&with("listen = \"127.0.0.1:9464\""));
+    assert!(why.starts_with("`admin.token_file` is not set"), "{why}");
+}
+
+/// R: E-2
+#[test]
+fn an_admin_token_is_one_long_word() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    let text = format!("[admin]\nlisten = \"127.0.0.1:0\"\ntoken_file = {file:?}\n{LEAST}");
+    let config = assemble(&text, &[], &[]).unwrap();
+    let read = |text: &str| {
+        fs::write(&file, text).unwrap();
+        let token = config.admin_token().map_err(|error| error.to_string());
+        token.map(|token| token.unwrap().to_vec())
+    };
+    let good = "0123456789abcdef0123456789abcdef";
+    assert_eq!(read(good), Ok(good.as_bytes().to_vec()));
+    assert_eq!(read(&format!("{good}\n")), Ok(good.as_bytes().to_vec()));
+    for bad in [
+        "",
+        "short",
+        &good[1..],
+        &good.replace('0', " "),
+        &good.repeat(9),
+    ] {
+        let why = read(bad).unwrap_err();
+        assert!(why.contains("openssl rand -hex 32"), "{why}");
+    }
+}

@@ -55,6 +55,7 @@ pub(super) fn origin() -> Origin {
         lsn: 0,
         prev_crc: 0,
         durable: 0,
+        made: 0,
     }
 }
 
@@ -469,6 +470,7 @@ fn crash_trial(seed: u64, pipeline: usize, seal: bool) {
         }
         let known = Origin {
             durable: world.synced,
+            made: SIZE.first_lsn(disk.len() as u64),
             ..origin()
         };
         let known = scan_from(&known, &numbered(&disk)).unwrap();

@@ -48,6 +48,10 @@ pub struct Origin {
     /// All below is known to have been durable, from elsewhere (the superblock); 0: nothing is
     /// known. A log that ends before it has a hole at its end.
     pub durable: u64,
+    /// The segments that begin below this are known to have been made, each at its full size, before
+    /// anything was written to them; 0: nothing is known. One of them that is not there, or whose file
+    /// is shorter, may have held anything.
+    pub made: u64,
 }
 
 /// One record, as found.
@@ -66,6 +70,8 @@ pub struct Recovered<'a> {
 pub enum Fault {
     /// The segment is missing, or has zeros instead of a header.
     SegmentUnused,
+    /// The segment's file ends too early: it had its full size before it was first written to.
+    SegmentShort,
     /// The segment's header is not whole.
     SegmentHeader,
     /// The segment's header does not continue the segment before it.
@@ -93,6 +99,7 @@ impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::SegmentUnused => write!(f, "the segment is missing or empty"),
+            Self::SegmentShort => write!(f, "the segment's file is shorter than it was made"),
             Self::SegmentHeader => write!(f, "the segment header's crc is wrong"),
             Self::SegmentChain => write!(f, "the segment does not continue the one before it"),
             Self::Zero => write!(f, "there are zeros in place of a frame"),
@@ -211,7 +218,9 @@ pub struct Tail {
 /// Walks a log from `origin` to its end; `visit` sees all there is, in order.
 ///
 /// `segments` are numbered, in rising order; those before the origin's are not looked at. One that
-/// is missing where the log goes on is a hole when there is a later one, written or not. A short one counts as zeros past its end.
+/// is missing where the log goes on is a hole when there is a later one, written or not, or when it is
+/// known to have been made; one whose file ends there too early, when that or its bytes say that it was
+/// in use.
 ///
 /// # Panics
 /// When the segments do not rise, or the origin is no place of a frame.
@@ -227,6 +236,7 @@ pub fn scan<'a>(
     let mut scan = Scan {
         size: origin.size,
         floor: origin.durable.max(origin.lsn),
+        made: origin.made,
         parts: parts(origin, segments)?,
         proof: None,
         is_chained: true,
@@ -293,6 +303,8 @@ struct Scan<'a, 'v> {
     size: SegmentSize,
     /// All below is known to have been durable.
     floor: u64,
+    /// Segments that begin below had been made, at their full size.
+    made: u64,
     parts: Vec<Part<'a>>,
     /// The last proof found; it may serve for the next hole too.
     proof: Option<Proof>,
@@ -312,7 +324,7 @@ impl<'a> Scan<'a, '_> {
             let number = self.number_of(self.tail.end);
             let (fault, frame) = match number {
                 Some(number) => match self.walk(number)? {
-                    Some(stop) => stop,
+                    Some((fault, frame)) => (self.note_short(number).unwrap_or(fault), frame),
                     None => continue,
                 },
                 None => {
@@ -328,13 +340,28 @@ impl<'a> Scan<'a, '_> {
         }
     }
 
-    /// The log goes on in a segment that is not there, and a later one is: then it was there, too, since
-    /// segments are made in order, each durable before the next. What it held cannot be known.
+    /// The log goes on in a segment that is not there, and a later one is or was made: then it was
+    /// there, too, since segments are made in order, each durable before the next. What it held cannot
+    /// be known.
     fn note_missing(&mut self) {
         let index = self.size.index_of(self.tail.end);
-        if self.parts.last().is_some_and(|part| part.index > index) {
-            self.floor = self.floor.max(self.size.first_lsn(index + 1));
+        let next = self.parts.iter().find(|part| part.index > index);
+        let was_there = next.map_or(self.made, |part| self.size.first_lsn(part.index));
+        if was_there > self.tail.end {
+            self.floor = self.floor.max(was_there);
         }
+    }
+
+    /// The log goes on in a segment whose file ends too early. No crash does that to a segment that may
+    /// have been written to: what is cut off cannot be known.
+    fn note_short(&mut self, number: usize) -> Option<Fault> {
+        let part = &self.parts[number];
+        let is_short = (part.bytes.len() as u64) < self.size.bytes();
+        if !is_short || part.end_lsn() > self.made && part.salt().is_none() {
+            return None;
+        }
+        self.floor = self.floor.max(part.end_lsn());
+        Some(Fault::SegmentShort)
     }
 
     /// Which of the parts is the segment of a position.

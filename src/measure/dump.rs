@@ -187,7 +187,7 @@ impl Dump {
     /// As text, one histogram a line.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let rows = self.histograms.iter().map(|row| json(row));
+        let rows = self.histograms.iter().map(json);
         let rows: Vec<String> = rows.collect();
         format!(
             "{{\"format\":{},\"unit\":{},\"silent\":{},\"histograms\":[\n{}\n]}}",
@@ -229,6 +229,23 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
+/// What came to `later` after `earlier` of the same core was copied from it. After a new beginning in
+/// between, all of it.
+///
+/// # Errors
+/// When a histogram is damaged.
+pub fn since(later: &Row, earlier: &Row) -> Result<Row, DumpError> {
+    if later.start_ms != earlier.start_ms {
+        return Ok(later.clone());
+    }
+    let mut histogram = later.histogram()?;
+    histogram
+        .subtract(&earlier.histogram()?)
+        .map_err(|why| damaged(&later.stage, &why))?;
+    let span = (earlier.end_ms, later.end_ms);
+    Row::new(&later.node, later.core, &later.stage, span, &histogram)
+}
+
 /// Several rows of one stage as one.
 #[derive(Clone, Debug)]
 pub struct Merged {
@@ -244,17 +261,16 @@ pub struct Merged {
     pub histogram: Histogram<u64>,
 }
 
-/// Puts the rows of each stage together that `label` says the same of, in the order of the first of each.
+/// Puts the rows of each stage with the same label together, in the order of the first of each.
 ///
 /// # Errors
 /// When a histogram is damaged.
 pub fn merge<'a>(
-    rows: impl IntoIterator<Item = &'a Row>,
-    label: impl Fn(&Row) -> String,
+    rows: impl IntoIterator<Item = (String, &'a Row)>,
 ) -> Result<Vec<Merged>, DumpError> {
     let mut all: Vec<Merged> = Vec::new();
-    for row in rows {
-        let (histogram, label) = (row.histogram()?, label(row));
+    for (label, row) in rows {
+        let histogram = row.histogram()?;
         let same = |merged: &&mut Merged| merged.stage == row.stage && merged.label == label;
         if let Some(merged) = all.iter_mut().find(same) {
             merged
@@ -318,12 +334,12 @@ mod tests {
         fine.record(500_000_000_000).unwrap();
         let row = Row::new("bench", None, "sync", (500, 5_000), &fine).unwrap();
         dump.histograms.push(row);
-        let all = merge(&dump.histograms, |_| String::new()).unwrap();
+        let all = merge(dump.histograms.iter().map(|row| (String::new(), row))).unwrap();
         let sync = all.iter().find(|merged| merged.stage == "sync").unwrap();
         assert_eq!((sync.start_ms, sync.end_ms), (500, 5_000));
         assert_eq!(sync.histogram.len(), 4);
         assert!(sync.histogram.max() >= 500_000_000_000);
-        let by_node = merge(&dump.histograms, |row| row.node.clone()).unwrap();
+        let by_node = merge(dump.histograms.iter().map(|row| (row.node.clone(), row))).unwrap();
         let of = |node: &str| {
             let found = by_node
                 .iter()
@@ -331,6 +347,53 @@ mod tests {
             found.unwrap().histogram.len()
         };
         assert_eq!((of("a:1"), of("b:1"), of("bench")), (2, 1, 1));
+    }
+
+    /// R: E-1
+    #[test]
+    fn what_came_between_two_copies_is_their_difference() {
+        let row = |values: &[u64], start_ms, end_ms| {
+            let mut all = Histograms::new(0);
+            values.iter().for_each(|ns| all.record(Stage::Sync, *ns));
+            Row::new(
+                "a",
+                Some(0),
+                "sync",
+                (start_ms, end_ms),
+                all.of(Stage::Sync),
+            )
+            .unwrap()
+        };
+        let (earlier, later) = (row(&[5, 900], 1, 10), row(&[5, 7, 900], 1, 20));
+        let between = since(&later, &earlier).unwrap();
+        assert_eq!(
+            (between.start_ms, between.end_ms, between.count),
+            (10, 20, 1)
+        );
+        assert_eq!(between.histogram().unwrap().max(), 7);
+        let anew = row(&[6], 15, 20);
+        assert_eq!(since(&anew, &earlier).unwrap(), anew);
+    }
+
+    /// What the HdrHistogram of Python (PyPI `hdrhistogram` 0.10.8, `encode`) makes of 1 to 1,000 µs, one
+    /// of each, and seven times 123.456789 ms, in nanoseconds.
+    const BY_PYTHON: &str = concat!(
+        "HISTFAAAAIx4nJNpmSzMwMB+jgECmKE0I4iwnnWKwf4DROA8P9NZfqapHExP2ZkWsjB9ZIai5UxM3xmx",
+        "oJWMTNVMlXhwNpM1ENqCSfJoXSZpJlkgRJD05/Mz8TJxAzEEIljYRYerPDsTKxgyQ2lUSLzoqP6hr5+Z",
+        "iRENYgjggkQrpIWZo5aPWj4yLP+YxwcATFtAkQ==",
+    );
+
+    /// R: E-1
+    #[test]
+    fn what_a_public_tool_wrote_is_read() {
+        let row = Row {
+            hdr: BY_PYTHON.to_owned(),
+            ..Row::new("a", None, "sync", (0, 0), &Histogram::new(2).unwrap()).unwrap()
+        };
+        let histogram = row.histogram().unwrap();
+        assert_eq!(histogram.len(), 1_007);
+        assert_eq!(histogram.count_at(123_456_789), 7);
+        assert!(histogram.value_at_quantile(0.5).abs_diff(504_000) < 1_000);
     }
 
     #[test]

@@ -15,6 +15,8 @@
 
 pub mod dump;
 mod places;
+pub mod plot;
+pub mod text;
 mod waits;
 
 use hdrhistogram::Histogram;

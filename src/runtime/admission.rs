@@ -15,6 +15,7 @@
 //!
 //! An IPv6 network of 64 bits counts as one address: whoever has one has them all.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -49,6 +50,41 @@ pub struct FailureRates {
     pub of_address: Option<Rate>,
     /// From one address for one user.
     pub of_user: Option<Rate>,
+}
+
+/// Strangers of one core, by address. There are as many addresses here as strangers at most, so this one
+/// is exact.
+#[derive(Debug, Default)]
+pub struct Crowds(BTreeMap<[u8; 16], usize>);
+
+impl Crowds {
+    /// Strangers from there.
+    #[must_use]
+    pub fn of(&self, address: Option<IpAddr>) -> usize {
+        let crowd = address.and_then(|address| self.0.get(&network(address)));
+        crowd.copied().unwrap_or(0)
+    }
+
+    /// One more. Who comes from no address is not counted.
+    pub fn enter(&mut self, address: Option<IpAddr>) {
+        if let Some(address) = address {
+            *self.0.entry(network(address)).or_default() += 1;
+        }
+    }
+
+    /// One that entered is no stranger any more, or no more.
+    pub fn leave(&mut self, address: Option<IpAddr>) {
+        let Some(network) = address.map(network) else {
+            return;
+        };
+        let Some(crowd) = self.0.get_mut(&network) else {
+            unreachable!("who leaves has entered");
+        };
+        *crowd -= 1;
+        if *crowd == 0 {
+            self.0.remove(&network);
+        }
+    }
 }
 
 /// A connection that is counted. Dropping it counts it out.
@@ -252,6 +288,22 @@ mod tests {
         let _mapped = admission.enter(address("::ffff:192.0.2.7"), 1).unwrap();
         assert!(admission.enter(address("192.0.2.7"), 1).is_none());
         assert!(admission.enter(address("192.0.2.8"), 1).is_some());
+    }
+
+    /// R: A-6
+    #[test]
+    fn strangers_are_counted_by_address_and_nothing_is_left_of_those_who_went() {
+        let mut crowds = Crowds::default();
+        let (ann, ben) = (Some(address("2001:db8::1")), Some(address("192.0.2.1")));
+        let neighbour = Some(address("2001:db8::2"));
+        for one in [ann, neighbour, ben, None] {
+            crowds.enter(one);
+        }
+        assert_eq!((crowds.of(ann), crowds.of(ben), crowds.of(None)), (2, 1, 0));
+        for one in [ann, neighbour, ben, None] {
+            crowds.leave(one);
+        }
+        assert!(crowds.0.is_empty());
     }
 
     /// R: A-6. 20,000 addresses in 65,536 cells: many share one, hardly any both.

@@ -43,6 +43,12 @@ impl Clock {
         self.ns = ns_of(Instant::now());
     }
 
+    /// Microseconds since the Unix epoch, at the newest reading.
+    #[must_use]
+    pub fn unix_us(&self) -> u64 {
+        self.unix_ms * 1_000 + self.ns.saturating_sub(ns_of(self.monotonic)) / 1_000
+    }
+
     /// Seconds since the Unix epoch.
     #[must_use]
     pub fn unix_s(&self) -> u64 {

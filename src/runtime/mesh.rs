@@ -294,6 +294,12 @@ impl Mesh {
         }
     }
 
+    /// Parcels that wait in the rings to this core.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.peers.iter().map(|peer| peer.consumer.len()).sum()
+    }
+
     /// Whether a peer has published something that was not taken.
     #[must_use]
     pub fn has_mail(&self) -> bool {

@@ -17,7 +17,9 @@ pub mod audit;
 pub mod certificate;
 pub mod clock;
 pub mod dev;
+pub mod doctor;
 pub mod mesh;
+pub mod notify;
 pub mod offline;
 pub mod policy;
 pub mod preflight;
@@ -29,6 +31,7 @@ mod start;
 pub mod storage;
 pub mod stream;
 pub mod tls;
+pub mod trace;
 
 pub use policy::{Policy, PolicyError};
 pub use reactor::{Hooks, SyncGate};

@@ -25,7 +25,9 @@ use rustls::pki_types::CertificateDer;
 use super::admission::FailureRates;
 use super::certificate::{Validity, Watch};
 use super::start::Running;
-use super::tls::{TlsConfigError, certificates, server_config};
+use super::tls::{
+    HANDSHAKE_BYTES_MAX, PARTIAL_BYTES_MAX, TlsConfigError, certificates, server_config,
+};
 use crate::audit::{Event, short};
 use crate::auth::Keyring;
 use crate::config::{self, Config, ConfigError, KEY_FILE_BYTES_MAX, read_bounded, read_secret};
@@ -46,6 +48,8 @@ pub enum PolicyError {
 pub struct Policy {
     /// Certificate and protocol.
     pub tls: Arc<ServerConfig>,
+    /// Bytes that are kept of a handshake: certificates of clients take more.
+    pub handshake_bytes_max: usize,
     /// The keys that tokens are verified with.
     pub keyring: Keyring,
     /// How long a stranger may take to say a valid Hello.
@@ -71,6 +75,10 @@ pub struct Limits {
     pub connections_per_address: Option<u32>,
     /// Connections of one core that have no session yet; more are closed as they come.
     pub handshakes_per_core: usize,
+    /// Those of them from one address; `None`: any number.
+    pub handshakes_per_address: Option<usize>,
+    /// Sessions of one user; one more is sent away.
+    pub sessions_per_user: usize,
     /// How many logins may fail.
     pub failed_logins: FailureRates,
     /// How long one send to a client may take.
@@ -89,6 +97,9 @@ impl Limits {
             messages: rate(limits.messages_per_s, 1, limits.messages_burst),
             connections_per_address: (connections > 0).then_some(connections),
             handshakes_per_core: count(limits.handshakes_per_core),
+            handshakes_per_address: (limits.handshakes_per_address > 0)
+                .then_some(count(limits.handshakes_per_address)),
+            sessions_per_user: count(limits.sessions_per_user),
             failed_logins: FailureRates {
                 of_address: failures(limits.failed_logins_per_minute),
                 of_user: failures(limits.failed_logins_per_user_per_minute),
@@ -136,8 +147,13 @@ impl Policy {
                 one.why
             );
         }
+        let handshake_bytes_max = match client_authorities {
+            None => HANDSHAKE_BYTES_MAX,
+            Some(_) => PARTIAL_BYTES_MAX,
+        };
         Ok(Self {
             tls,
+            handshake_bytes_max,
             keyring,
             hello_timeout: Duration::from_millis(config.limits.hello_timeout_ms),
             connections_per_core_max: usize::try_from(config.limits.connections_per_core)
@@ -229,6 +245,7 @@ impl<R: Fn() -> Result<Config, ConfigError>> Reloading<R> {
         );
         let outcome = "done".to_owned();
         running.audit(Event::Reload { outcome });
+        running.reconfigured(config.to_string());
         self.certificate.renew(policy.validity);
         self.drain_timeout = Duration::from_millis(config.server.drain_timeout_ms);
         self.policy = policy;

@@ -8,11 +8,14 @@
 //! under load. Each error says what, why and what to do. Probes (the operating system) and decisions
 //! (functions of what the probes found) are apart, so that every decision is a unit test.
 //!
-//! It does not judge speed (`kernel-tuning/check` does) and does not look at the data directory,
+//! It does not judge speed ([`doctor`](super::doctor) does) and does not look at the data directory,
 //! whose lock and format `storage` checks.
 
+use std::ffi::CString;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use io_uring::IoUring;
 
@@ -177,9 +180,9 @@ pub fn run(config: &Config) -> Result<Prepared, PreflightError> {
 
 /// A resource limit: what holds, and up to where it may be raised. `u64::MAX` is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Limit {
-    soft: u64,
-    hard: u64,
+pub(super) struct Limit {
+    pub soft: u64,
+    pub hard: u64,
 }
 
 impl Limit {
@@ -279,7 +282,7 @@ fn decide_listen(address: SocketAddr, error: &io::Error) -> PreflightError {
 }
 
 /// `0-2,5` from the kernel's notation; what cannot be read is left out.
-fn parse_ranges(text: &str) -> Vec<usize> {
+pub(super) fn parse_ranges(text: &str) -> Vec<usize> {
     let mut numbers = Vec::new();
     for part in text.trim().split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -315,6 +318,40 @@ fn probe_ring() -> io::Result<()> {
         .setup_defer_taskrun()
         .build(2)
         .map(drop)
+}
+
+/// Whether such a ring can be set up.
+pub(super) fn ring() -> io::Result<()> {
+    probe_ring()
+}
+
+/// The limit of lockable memory.
+pub(super) fn memlock() -> Result<Limit, PreflightError> {
+    probe_limit(libc::RLIMIT_MEMLOCK)
+}
+
+/// The limit of open files.
+pub(super) fn open_files() -> Result<Limit, PreflightError> {
+    probe_limit(libc::RLIMIT_NOFILE)
+}
+
+/// The processors that this process may use.
+pub(super) fn allowed_cores() -> Result<Vec<usize>, PreflightError> {
+    probe_allowed_cores()
+}
+
+/// Bytes that an ordinary user may still write to the file system of `path`.
+pub(super) fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `statvfs` is plain numbers, for which zeros are a value.
+    let mut found: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends in a zero, and the kernel writes one `statvfs` to `found`; both live until
+    // after the call.
+    let result = unsafe { libc::statvfs(path.as_ptr(), &mut found) };
+    match result {
+        0 => Ok(found.f_bavail.saturating_mul(found.f_frsize)),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Binds as a listener without SO_REUSEPORT would, so that another switch of the same user counts as

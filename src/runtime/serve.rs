@@ -7,6 +7,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 
+use super::notify::Notify;
 use super::policy::{Policy, PolicyError, Reloading};
 use super::preflight::{self, PreflightError};
 use super::start::{NodeError, Options, start};
@@ -59,16 +60,23 @@ pub fn serve(
         Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|source| ServeError::Signals { source })?;
     let prepared = preflight::run(&config)?;
     let options = options(&config, prepared.cores)?;
+    let token = config.admin_token().map_err(PolicyError::from)?;
+    let tcp = config.admin.as_ref().map(|admin| admin.listen).zip(token);
+    let described = config.to_string();
     let mut reloading = Reloading::new(config, Arc::clone(&options.policy), reread);
     let mut running = start(options)?;
     running.publish_address()?;
-    if let Err(error) = running.open_admin() {
-        tracing::warn!(%error, "no admin socket: the switch serves, but cannot be asked how it is");
+    let notify = Notify::from_environment();
+    if let Err(error) = running.open_admin(tcp, described, notify.clone()) {
+        tracing::warn!(%error, "no admin thread: the switch serves, but cannot be asked how it is");
     }
     tracing::info!(address = %running.address(), "ready");
     ready(Ready {
         addr: running.address(),
     });
+    if let Some(notify) = &notify {
+        notify.ready(running.address());
+    }
     for signal in signals.forever() {
         if signal == SIGHUP {
             reloading.reload(&mut running);
@@ -79,6 +87,9 @@ pub fn serve(
             "stopping: clients are sent away and what is under way is finished"
         );
         break;
+    }
+    if let Some(notify) = &notify {
+        notify.stopping();
     }
     running.drain(reloading.drain_timeout());
     running.wait()?;

@@ -8,12 +8,16 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use glommio::{LocalExecutorBuilder, Placement as Pin};
 use thiserror::Error;
+use zeroize::Zeroizing;
 
-use super::admin::{Admin, AdminError, HistogramLine, Line, RevokeLine, Revoker};
+use super::admin::{
+    Admin, AdminError, HistogramLine, Line, Lines, Opening, RevokeLine, Revoker, WatchLine,
+};
 use super::admission::Admission;
 use super::audit::{Audit, AuditError, Queue};
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel, Peer};
+use super::notify::Notify;
 use super::policy::Policy;
 use super::reactor::{Control, Core, CoreParts, Farewells, Hooks};
 use super::revocation::{RevocationFile, RevocationFileError};
@@ -29,9 +33,9 @@ use crate::store::Store;
 /// Connections that the kernel holds for a core that is busy. Full: the kernel refuses new ones.
 const LISTEN_BACKLOG: i32 = 4096;
 /// Orders that wait for a core: one to drain, one to report, one to hand over histograms, one to
-/// adopt a policy, one to revoke, and room. Of all but the first at most one waits with each core, so that an order to drain always finds a
+/// watch users, one to adopt a policy, one to revoke, and room. Of all but the first at most one waits with each core, so that an order to drain always finds a
 /// place.
-const ORDERS_MAX: usize = 6;
+const ORDERS_MAX: usize = 7;
 /// How long a core may take to adopt a policy before it is called silent. A healthy one does within its
 /// tick of 50 ms.
 pub const ADOPT_MAX: Duration = Duration::from_secs(2);
@@ -158,18 +162,34 @@ impl Running {
         self.data.publish_address(&self.address.to_string())
     }
 
-    /// Opens the admin socket in the data directory, until the node has ended.
-    pub fn open_admin(&mut self) -> Result<(), AdminError> {
+    /// Opens the admin socket in the data directory, until the node has ended; and with an address and a
+    /// token that port, too. `config` is what it shows as its configuration; `notify` hears from it that the
+    /// cores answer.
+    pub fn open_admin(
+        &mut self,
+        tcp: Option<(SocketAddr, Zeroizing<Vec<u8>>)>,
+        config: String,
+        notify: Option<Notify>,
+    ) -> Result<(), AdminError> {
         let lines = self.control.iter().map(|order| {
             let doorbell = order.doorbell.clone();
             Line::new(order.control.clone(), move || doorbell.ring())
         });
-        let lines = lines.collect();
+        let reports = lines.collect();
+        let address = self.address;
         let gathering = self.control.iter().map(|order| {
             let doorbell = order.doorbell.clone();
             HistogramLine::new(order.control.clone(), move || doorbell.ring())
         });
-        let lines = (lines, gathering.collect());
+        let tracing = self.control.iter().map(|order| {
+            let doorbell = order.doorbell.clone();
+            WatchLine::new(order.control.clone(), move || doorbell.ring())
+        });
+        let lines = Lines {
+            reports,
+            histograms: gathering.collect(),
+            traces: tracing.collect(),
+        };
         let revoking = self.control.iter().map(|order| {
             let doorbell = order.doorbell.clone();
             RevokeLine::new(order.control.clone(), move || doorbell.ring())
@@ -179,9 +199,23 @@ impl Running {
             return Ok(()); // it has been opened
         };
         let revoker = Revoker::new(file, list, revoking.collect(), queue);
-        let path = self.data.path();
-        self.admin = Some(Admin::open(path, self.address, lines, revoker)?);
+        let opening = Opening {
+            address,
+            lines,
+            revoker,
+            tcp,
+            config,
+            notify,
+        };
+        self.admin = Some(Admin::open(self.data.path(), opening)?);
         Ok(())
+    }
+
+    /// The configuration was read anew and taken.
+    pub fn reconfigured(&self, config: String) {
+        if let Some(admin) = &self.admin {
+            admin.reconfigured(config);
+        }
     }
 
     /// Notes something in the audit log.

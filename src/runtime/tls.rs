@@ -35,18 +35,25 @@ use std::sync::Arc;
 
 /// Plaintext bytes of one record (RFC 8446, 5.1).
 pub const RECORD_PLAIN_BYTES_MAX: usize = 16 * 1024;
+/// Type, version and length (RFC 8446, 5.1).
+const RECORD_HEADER_BYTES: usize = 5;
 /// Bytes of one record on the wire: header, plaintext, content type and tag, at most (RFC 8446,
 /// 5.2).
-pub const RECORD_BYTES_MAX: usize = 5 + RECORD_PLAIN_BYTES_MAX + 256;
+pub const RECORD_BYTES_MAX: usize = RECORD_HEADER_BYTES + RECORD_PLAIN_BYTES_MAX + 256;
 /// Bytes kept of what is not complete. A handshake message that needs more, over several records,
 /// is refused: ours are below 4 KiB.
 pub const PARTIAL_BYTES_MAX: usize = RECORD_BYTES_MAX;
+/// The same in a handshake with a client that shows no certificate: a ClientHello with two key exchanges and
+/// a ticket has some 2 KiB.
+pub const HANDSHAKE_BYTES_MAX: usize = 4 * 1024;
 /// What a record of ours adds to its plaintext: header 5, content type 1, tag 16.
 const RECORD_OVERHEAD_BYTES: usize = 22;
 /// Room for a handshake or alert record before rustls says how much it needs.
 const CLOSE_BYTES: usize = 64;
-/// Session tickets per handshake: a client keeps one connection, so one is enough.
-const TICKETS: usize = 1;
+/// Session tickets per handshake. A client has one connection, but an attempt uses a ticket up as soon as it
+/// begins, and one that is refused before TLS is answered brings none: with one ticket the first refusal of
+/// a storm would cost it its resumption, and the switch a full handshake.
+const TICKETS: usize = 4;
 
 const _: () = {
     const fn movable<T: Send>() {}
@@ -64,7 +71,7 @@ pub enum TlsError {
     #[error("the peer did not agree on the protocol iris/2 by ALPN; it must offer it")]
     NoAlpn,
     /// A handshake message that is larger than anything useful.
-    #[error("the peer sent a handshake message of more than {PARTIAL_BYTES_MAX} bytes")]
+    #[error("the peer sent a handshake message that is larger than any that is needed")]
     HandshakeTooLarge,
     /// Sealing before the handshake is done or after the connection was closed.
     #[error("TLS cannot send application data in this state; wait for the handshake, or reconnect")]
@@ -106,6 +113,8 @@ pub struct Opened {
     pub handshaking: bool,
     /// The peer has said that it will send no more (close_notify). Later bytes are ignored.
     pub closed: bool,
+    /// Records that became whole: each costs much the same, whatever is in it.
+    pub records: usize,
 }
 
 enum Side {
@@ -118,6 +127,8 @@ pub struct Tls {
     side: Box<Side>,
     /// The beginning of an incomplete record, or of a handshake message over several records.
     partial: Vec<u8>,
+    /// Bytes that are kept of it before the handshake is done.
+    handshake_bytes_max: usize,
     agreed: bool,
     closed: bool,
     failed: bool,
@@ -162,10 +173,16 @@ impl Tls {
         Tls {
             side: Box::new(side),
             partial: Vec::new(),
+            handshake_bytes_max: PARTIAL_BYTES_MAX,
             agreed,
             closed,
             failed,
         }
+    }
+
+    /// Keeps no more than so many bytes of what is not complete before the handshake is done.
+    pub fn bound_handshake(&mut self, bytes: usize) {
+        self.handshake_bytes_max = bytes.min(PARTIAL_BYTES_MAX);
     }
 
     /// Appends the first handshake record. For the client side, once.
@@ -185,12 +202,15 @@ impl Tls {
         if self.failed {
             return Err(TlsError::Failed);
         }
+        let mut records = 0;
         let opened = if self.partial.is_empty() {
+            records += whole_records(data);
             self.process(data, plain, wire)
                 .map(|used| self.keep(&data[used..]))
         } else {
             let mut partial = std::mem::take(&mut self.partial);
             partial.extend_from_slice(data);
+            records += whole_records(&partial);
             self.process(&mut partial, plain, wire).map(|used| {
                 // Keep the vector while a record is under way, so that dribbling does not copy it.
                 partial.drain(..used);
@@ -206,6 +226,7 @@ impl Tls {
         Ok(Opened {
             handshaking: self.is_handshaking(),
             closed: self.closed,
+            records,
         })
     }
 
@@ -217,7 +238,11 @@ impl Tls {
 
     /// What must hold after each step: bounded memory, and the right protocol.
     fn check(&mut self, wire: &mut Vec<u8>) -> Result<(), TlsError> {
-        if self.partial.len() > PARTIAL_BYTES_MAX {
+        let max = match self.is_handshaking() {
+            true => self.handshake_bytes_max,
+            false => PARTIAL_BYTES_MAX,
+        };
+        if self.partial.len() > max {
             return Err(TlsError::HandshakeTooLarge);
         }
         if !self.agreed && !self.is_handshaking() {
@@ -372,6 +397,20 @@ impl Tls {
     }
 }
 
+/// The records that end in these bytes, which begin with one.
+fn whole_records(mut bytes: &[u8]) -> usize {
+    let mut records = 0;
+    while let Some((header, rest)) = bytes.split_at_checked(RECORD_HEADER_BYTES) {
+        let len = usize::from(u16::from_be_bytes([header[3], header[4]]));
+        let Some(rest) = rest.get(len..) else {
+            break;
+        };
+        records += 1;
+        bytes = rest;
+    }
+    records
+}
+
 /// One state of rustls: its output appended, and how many input bytes are done with.
 fn step<D>(
     status: UnbufferedStatus<'_, '_, D>,
@@ -506,7 +545,7 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// The server's TLS: TLS 1.3 only, ALPN `iris/2` required, one stateless session ticket. With `clients`
+/// The server's TLS: TLS 1.3 only, ALPN `iris/2` required, [`TICKETS`] stateless session tickets. With `clients`
 /// a peer must show a certificate of one of these authorities, or the handshake fails.
 pub fn server_config(
     certificate_pem: &[u8],

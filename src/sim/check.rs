@@ -132,6 +132,8 @@ counts! {
     unusable_checkpoints,
     /// Holes found in logs.
     holes,
+    /// Starts that were asked what they would have made of a lost end.
+    lost_ends,
     /// Shards found quarantined.
     quarantined,
     /// Bits that rotted.

@@ -224,6 +224,9 @@ pub struct FakeDisk {
     files: BTreeMap<FileId, File>,
     directories: [Directory; 2],
     next_file: u64,
+    /// What the superblock says of segments that were made: the position behind the newest. A write of
+    /// the superblock is all or nothing, so it is no file here.
+    pub made_lsn: u64,
     /// Bytes that all files together may have.
     pub capacity: u64,
 }
@@ -234,6 +237,7 @@ impl Default for FakeDisk {
             files: BTreeMap::new(),
             directories: [Directory::default(), Directory::default()],
             next_file: 0,
+            made_lsn: 0,
             capacity: u64::MAX,
         }
     }
@@ -492,6 +496,14 @@ impl FakeDisk {
                 file.cache[range].fill(0);
                 file.cache[start..end].copy_from_slice(&file.medium[there]);
             }
+        }
+    }
+
+    /// A file loses its end, on the medium.
+    pub fn cut_short(&mut self, name: Name, len: usize) {
+        if let Ok(file) = self.file_mut(name) {
+            file.cache.truncate(len);
+            file.medium.truncate(len);
         }
     }
 

@@ -43,6 +43,8 @@ enum Step {
     /// A sync under way.
     Syncing(Name, Syncing),
     SyncDirectory(Name),
+    /// The superblock says that the segments before this position were made.
+    Note(u64),
     Rename(Name, Name),
     Unlink(Name),
     /// Wait, then try a spare again.
@@ -143,6 +145,8 @@ impl Jobs {
                 if !planted::is(Bug::SegmentDirSync) {
                     steps.push_back(Step::SyncDirectory(name));
                 }
+                let note = Step::Note(self.size.first_lsn(segment + 1));
+                steps.extend((!planted::is(Bug::SegmentUnnoted)).then_some(note));
                 Purpose::Spare(segment)
             }
             Io::RemoveSegment { segment } => {
@@ -264,6 +268,7 @@ impl Jobs {
             Some(Step::Zero(name, len)) => disk.zero(name, len)?,
             Some(Step::Write(name, offset, bytes)) => disk.write(name, offset, &bytes)?,
             Some(Step::SyncDirectory(name)) => disk.sync_directory(name),
+            Some(Step::Note(made_lsn)) => disk.made_lsn = disk.made_lsn.max(made_lsn),
             Some(Step::Rename(from, to)) => disk.rename(from, to)?,
             Some(Step::Unlink(name)) => disk.unlink(name),
             Some(Step::Read {
@@ -321,7 +326,7 @@ impl From<DiskError> for Refusal {
 /// Microseconds that a step takes, at least and at most.
 const fn duration(weather: &Weather, step: Option<&Step>) -> (u64, u64) {
     match step {
-        Some(Step::Syncing(..) | Step::SyncDirectory(_)) => {
+        Some(Step::Syncing(..) | Step::SyncDirectory(_) | Step::Note(_)) => {
             (weather.sync_min_us, weather.sync_max_us)
         }
         Some(Step::Zero(..)) => (50, 5_000),

@@ -42,8 +42,17 @@ pub struct Found<'a> {
     pub checkpoints: &'a [(u64, &'a [u8])],
     /// Number and bytes of each segment, in order; spares too.
     pub segments: &'a [(u64, &'a [u8])],
-    /// Position up to which the log was durable at the last orderly stop.
+    /// What is known of it from elsewhere.
+    pub known: Known,
+}
+
+/// What the superblock knows of a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// Position up to which it was durable at the last orderly stop; 0: nothing is known.
     pub durable_lsn: u64,
+    /// Position behind the newest segment that was made, see [`Origin::made`].
+    pub made_lsn: u64,
 }
 
 /// Bytes that must be zeroed before the log goes on.
@@ -204,7 +213,8 @@ pub fn recover(setup: Setup, found: Found<'_>) -> Result<Recovered, RecoverError
         identity: setup.identity,
         lsn: beginning.lsn,
         prev_crc: beginning.prev_crc,
-        durable: found.durable_lsn,
+        durable: found.known.durable_lsn,
+        made: found.known.made_lsn,
     };
     let first = setup.size.index_of(beginning.lsn);
     let start = found.segments.partition_point(|(index, _)| *index < first);
@@ -573,6 +583,22 @@ pub(super) fn entry_of<'a>(record: &Record<'a>) -> Entry<'a> {
     }
 }
 
+/// The shards that are served, in their places, and those that are not. How far these went is not known.
+fn part(judged: Vec<(Shard, Standing)>) -> (Vec<Option<Box<Shard>>>, Vec<Quarantine>) {
+    let mut quarantined = Vec::new();
+    let mut served = Vec::with_capacity(judged.len());
+    for (shard, standing) in judged {
+        if let Standing::Damaged(reason) = standing {
+            let shard = shard.id();
+            quarantined.push(Quarantine { shard, reason });
+            served.push(None);
+        } else {
+            served.push(Some(Box::new(shard)));
+        }
+    }
+    (served, quarantined)
+}
+
 impl Store {
     /// Puts a recovered store together. A shard whose messages lie in a segment that is not there is
     /// damaged too.
@@ -593,20 +619,11 @@ impl Store {
             }
         }
         let heads = judged.iter();
-        let heads = heads.map(|(shard, _)| (shard.id().0, shard.applied()));
-        let mut heads: Vec<(u16, u64)> = heads.collect();
-        let mut quarantined = Vec::new();
-        let mut served = Vec::with_capacity(judged.len());
-        for (shard, standing) in judged {
-            if let Standing::Damaged(reason) = standing {
-                let id = shard.id();
-                heads.retain(|(shard, _)| *shard != id.0); // how far it went is not known
-                quarantined.push(Quarantine { shard: id, reason });
-                served.push(None);
-            } else {
-                served.push(Some(Box::new(shard)));
-            }
-        }
+        let heads = heads.filter(|(_, standing)| !matches!(standing, Standing::Damaged(_)));
+        let heads = heads
+            .map(|(shard, _)| (shard.id().0, shard.applied()))
+            .collect();
+        let (served, quarantined) = part(judged);
         let is_sealed = tail.last_kind.is_none_or(|kind| kind == FrameKind::Seal);
         let writer = Writer::new(WriterStart {
             identity: setup.identity,

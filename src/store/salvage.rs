@@ -12,7 +12,9 @@
 //! This decides and writes nothing; the shell writes the checkpoint once a person has agreed. The damaged
 //! bytes stay where they are.
 
-use crate::log::recovery::{Origin, Recovered as Record, Seen, Tail, scan};
+use std::ops::RangeInclusive;
+
+use crate::log::recovery::{Hole, Origin, Recovered as Record, Seen, Tail, scan};
 use crate::log::{CheckpointHeader, CheckpointWriter, RecordKind, heads, item_at, items};
 use crate::placement::ShardId;
 use crate::shard::Shard;
@@ -22,8 +24,14 @@ use crate::shard::salvage::{Doubt, Salvage};
 use crate::shard::user::User;
 use iris_proto::id::Seq;
 
-use super::recover::{Found, RecoverError, Recovered, begin, entry_of, recover, vouches};
+use super::recover::{
+    Found, RecoverError, Recovered, begin, entry_of, judge_checkpoint, recover, vouches,
+};
 use super::{Quarantine, Setup};
+
+/// Segments that a salvage names as damaged by holes, at most. A log that misses more is no log that a
+/// person goes through file by file.
+const DAMAGED_SEGMENTS_MAX: usize = 4096;
 
 /// What a salvage would do.
 #[derive(Debug)]
@@ -36,6 +44,8 @@ pub struct Salvaged {
     pub unnamed: Vec<(ShardId, Unnamed)>,
     /// Segments with bytes that cannot be believed.
     pub damaged_segments: Vec<u64>,
+    /// Checkpoints that cannot be used.
+    pub damaged_checkpoints: Vec<u64>,
     /// Where the log ends, and the new checkpoint begins.
     pub lsn: u64,
     /// The new checkpoint's bytes.
@@ -80,7 +90,8 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
         identity: setup.identity,
         lsn,
         prev_crc,
-        durable: found.durable_lsn,
+        durable: found.known.durable_lsn,
+        made: found.known.made_lsn,
     };
     let first = setup.size.index_of(lsn);
     let start = found.segments.partition_point(|(index, _)| *index < first);
@@ -89,10 +100,10 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
         see(setup, &mut shards, &mut hole_end, &seen);
     })
     .map_err(RecoverError::Scan)?;
-    let mut damaged: Vec<u64> = report
-        .holes
-        .iter()
-        .map(|hole| setup.size.index_of(hole.from))
+    let holes = report.holes.iter();
+    let mut damaged: Vec<u64> = holes
+        .flat_map(|hole| segments_of(setup, hole))
+        .take(DAMAGED_SEGMENTS_MAX)
         .collect();
     for (_, shard) in &mut shards {
         drop_unreadable(setup, found, shard, &mut damaged);
@@ -102,8 +113,21 @@ pub fn salvage(setup: &Setup, found: Found<'_>) -> Result<Salvaged, RecoverError
     Ok(Salvaged {
         quarantined,
         damaged_segments: damaged,
+        damaged_checkpoints: damaged_checkpoints(setup, &found),
         ..finish(setup, &tail, shards)
     })
+}
+
+/// All segments that a hole reaches into, those that are gone too.
+fn segments_of(setup: &Setup, hole: &Hole) -> RangeInclusive<u64> {
+    let last = hole.to.saturating_sub(1).max(hole.from);
+    setup.size.index_of(hole.from)..=setup.size.index_of(last)
+}
+
+fn damaged_checkpoints(setup: &Setup, found: &Found<'_>) -> Vec<u64> {
+    let checkpoints = found.checkpoints.iter();
+    let damaged = checkpoints.filter(|(lsn, bytes)| judge_checkpoint(setup, *lsn, bytes).is_err());
+    damaged.map(|(lsn, _)| *lsn).collect()
 }
 
 /// What the shards have lost, and a checkpoint of them as they go on.
@@ -133,6 +157,7 @@ fn finish(setup: &Setup, tail: &Tail, shards: Vec<(bool, Salvage)>) -> Salvaged 
         losses,
         unnamed,
         damaged_segments: Vec::new(),
+        damaged_checkpoints: Vec::new(),
         lsn: tail.end,
         checkpoint: writer.finish(),
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use iris_proto::id::{MessageId, SendEpoch, SendNumber, Seq};
 
-use super::recover::{Found, Recovered, judge_checkpoint, recover, shards_of_log};
+use super::recover::{Found, Known, Recovered, judge_checkpoint, recover, shards_of_log};
 use super::salvage::{Certainty, Salvaged, salvage};
 use super::*;
 
@@ -284,7 +284,7 @@ fn with_found<R>(
     take(Found {
         checkpoints: &checkpoints,
         segments: &segments,
-        durable_lsn: 0,
+        known: Known::default(),
     })
 }
 

@@ -50,6 +50,15 @@ pub fn get(data: &Path, path: &str) -> (u16, String) {
     (status, body.to_owned())
 }
 
+pub fn post(data: &Path, path: &str, body: &str) -> (u16, String) {
+    let len = body.len();
+    let request =
+        format!("POST {path} HTTP/1.1\r\nHost: iris\r\nContent-Length: {len}\r\n\r\n{body}");
+    let answer = exchange(data, request.as_bytes());
+    let (status, body) = parse(&answer);
+    (status, body.to_owned())
+}
+
 /// The value of one series.
 fn value(metrics: &str, series: &str) -> u64 {
     let line = metrics
@@ -100,13 +109,19 @@ fn metrics_parse_are_unique_and_count_what_happened() {
     for line in metrics.lines() {
         if let Some(kind) = line.strip_prefix("# TYPE ") {
             let (name, kind) = kind.split_once(' ').unwrap();
-            assert!(["counter", "gauge"].contains(&kind), "{line}");
+            assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
             assert!(names.insert(name), "{name} comes twice");
         } else if !line.starts_with("# HELP ") {
             let (what, number) = line.rsplit_once(' ').unwrap();
-            number.parse::<u64>().unwrap();
+            number.parse::<f64>().unwrap();
             assert!(series.insert(what), "{what} comes twice");
-            assert!(names.contains(what.split('{').next().unwrap()), "{what}");
+            let name = what.split('{').next().unwrap();
+            let parts = ["_bucket", "_sum", "_count"].iter();
+            let mut wholes = parts.filter_map(|part| name.strip_suffix(part));
+            assert!(
+                names.contains(name) || wholes.any(|whole| names.contains(whole)),
+                "{what}"
+            );
         }
     }
     let version = format!(

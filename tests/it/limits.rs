@@ -10,7 +10,7 @@ use iris_proto::v2::server_frame::Frame as ServerFrame;
 use iris_proto::v2::{self, GoodbyeReason, RejectCode};
 
 use super::admin::{get, sum};
-use super::harness::{Server, Setup, data_dir};
+use super::harness::{Server, Setup, all_cores, data_dir};
 use super::raw::{Hello, Raw};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -359,6 +359,34 @@ fn a_frame_that_comes_byte_by_byte_has_no_more_time_than_one_that_stops() {
     assert_eq!(ann.until_pong(), []);
 }
 
+/// R: B-7
+#[test]
+fn a_slow_upload_that_goes_on_is_not_cut_however_long_it_takes() {
+    let (_data, server) = start(&[("IRIS_LIMITS__FRAME_TIMEOUT_MS", "1000")]);
+    let mut ann = Raw::login(&server, "ann");
+    let frame = send_frame(7, 1, 6_000);
+    let began = Instant::now();
+    // 1,500 bytes a second, three times what is asked for, and four times as long as a frame that stops
+    // would have. Nothing is waited for but the time that the bytes take.
+    let (last, before) = frame.split_last().unwrap();
+    for piece in before.chunks(150) {
+        ann.write_bytes(piece);
+        let said = ann.try_next_within(Duration::from_millis(100)).unwrap();
+        assert!(said.is_none(), "after {:?}", began.elapsed());
+    }
+    ann.write_bytes(&[*last]);
+    match ann.next() {
+        ServerFrame::Accepted(accepted) => assert_eq!(accepted.tag, 7),
+        other => panic!("{other:?}"),
+    }
+    assert!(
+        began.elapsed() > Duration::from_secs(3),
+        "slower than the limit"
+    );
+    assert_eq!(reason(&server, "iris_connections_cut_total", "frame"), 0);
+    ann.send_accepted("ben", 2, b"it goes on");
+}
+
 /// R: B-7, B-8
 #[test]
 fn a_client_that_acknowledges_nothing_fills_its_inbox_and_no_memory_and_that_is_counted() {
@@ -421,4 +449,141 @@ fn thousands_without_a_token_cost_little_and_nobody_else_anything() {
         metric(&server, "iris_strangers") == 0 && metric(&server, "iris_connections") == 1
     });
     Raw::login(&server, "ben");
+}
+
+/// R: A-6
+#[test]
+fn a_user_has_so_many_sessions_and_one_that_ends_or_is_replaced_makes_room() {
+    let (_data, server) = start(&[("IRIS_LIMITS__SESSIONS_PER_USER", "3")]);
+    let identity = server.identity();
+    let enter = |device, epoch, send_only| {
+        let mut client = Raw::connect(server.address, &identity);
+        let hello = Hello {
+            device,
+            epoch,
+            send_only,
+            ..Hello::default()
+        };
+        client.hello(&identity.token("ann"), &hello);
+        client
+    };
+    let mut phone = enter("phone", 1, false);
+    phone.welcome();
+    let mut first = enter("bot", 2, true);
+    first.welcome();
+    let mut second = enter("bot", 3, true);
+    second.welcome();
+    for (device, send_only) in [("bot", true), ("desk", false)] {
+        match enter(device, 4, send_only).next() {
+            ServerFrame::Goodbye(goodbye) => {
+                assert_eq!(goodbye.reason(), GoodbyeReason::TooManySessions);
+                assert_eq!(goodbye.retry_after_ms, 10_000);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(reason(&server, "iris_logins_refused_total", "sessions"), 2);
+    // One that comes again is no further one.
+    let mut again = enter("bot", 3, true);
+    again.welcome();
+    assert_eq!(second.goodbye(), GoodbyeReason::Replaced);
+    let mut phone_again = enter("phone", 1, false);
+    phone_again.welcome();
+    assert_eq!(phone.goodbye(), GoodbyeReason::Replaced);
+    drop(first);
+    until("one has ended", || metric(&server, "iris_sessions") == 2);
+    enter("bot", 4, true).welcome();
+    Raw::login(&server, "ben").send_accepted("ann", 1, b"undisturbed");
+}
+
+/// R
+#[test]
+fn one_address_does_not_fill_the_room_of_strangers() {
+    let data = data_dir();
+    let setup = Setup {
+        cores: all_cores(1),
+        environment: vec![
+            ("IRIS_LIMITS__HANDSHAKES_PER_ADDRESS", "8".to_owned()),
+            ("IRIS_LIMITS__HELLO_TIMEOUT_MS", "60000".to_owned()),
+        ],
+        ..Setup::default()
+    };
+    let server = Server::start_with(data.path(), &setup);
+    let silent = || TcpStream::connect(server.address).unwrap();
+    let strangers: Vec<_> = (0..40).map(|_| silent()).collect();
+    let refused = || reason(&server, "iris_connections_refused_total", "crowd");
+    until("32 are sent away", || refused() == 32);
+    assert_eq!(metric(&server, "iris_strangers"), 8);
+    // Every address of 127.0.0.0/8 is this machine: from another one there is room.
+    let mut other = Raw::connect_from([127, 0, 0, 2].into(), server.address, &server.identity());
+    other.hello(&server.identity().token("ann"), &Hello::default());
+    other.welcome();
+    drop(strangers);
+    until("they are gone", || metric(&server, "iris_strangers") == 0);
+    // Who has logged in is no stranger any more.
+    let _sessions: Vec<_> = (0..10)
+        .map(|number| Raw::login(&server, &format!("user-{number}")))
+        .collect();
+    assert_eq!(refused(), 32);
+}
+
+/// A frame that sends so many bytes.
+fn send_frame(tag: u64, n: u64, bytes: usize) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let send = v2::Send {
+        tag,
+        to: "ben".to_owned(),
+        n,
+        id: vec![7; 16],
+        body: vec![7; bytes],
+    };
+    iris_proto::wire::encode_client(&mut frame, ClientFrame::Send(send));
+    frame
+}
+
+/// R: B-7, A-5
+#[test]
+fn a_client_that_puts_a_byte_into_each_record_is_read_more_slowly_and_then_cut() {
+    let (_data, server) = start(&[]);
+    let mut ann = Raw::login(&server, "ann");
+    // One small frame in each record is nothing, and neither is a large one in many.
+    for n in 1..=2_000 {
+        ann.write_bytes(&send_frame(n, n, 1));
+    }
+    for chunk in send_frame(2_001, 2_001, 60_000).chunks(100) {
+        ann.write_bytes(chunk);
+    }
+    for tag in 1..=2_001 {
+        match ann.next() {
+            ServerFrame::Accepted(accepted) => assert_eq!(accepted.tag, tag),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(metric(&server, "iris_sessions_throttled_total"), 0);
+    let mut mallory = Raw::login(&server, "mallory");
+    for byte in send_frame(1, 1, 20_000) {
+        if !mallory.write_bytes_if_open(&[byte]) {
+            break;
+        }
+    }
+    assert_eq!(mallory.goodbye(), GoodbyeReason::BadFrame);
+    assert!(metric(&server, "iris_sessions_throttled_total") > 0);
+    assert_eq!(reason(&server, "iris_connections_cut_total", "records"), 1);
+    ann.send_accepted("ben", 2_002, b"undisturbed");
+}
+
+/// R: B-7, A-5
+#[test]
+fn a_stranger_who_puts_nothing_into_many_records_is_sent_away() {
+    let (_data, server) = start(&[]);
+    let mut stranger = Raw::connect(server.address, &server.identity());
+    stranger.shake_hands();
+    let hello = send_frame(1, 1, 8_000);
+    for byte in hello {
+        if !stranger.write_bytes_if_open(&[byte]) {
+            break;
+        }
+    }
+    assert_eq!(stranger.goodbye(), GoodbyeReason::BadFrame);
+    assert_eq!(reason(&server, "iris_connections_cut_total", "records"), 1);
 }

@@ -6,22 +6,28 @@
 )]
 
 mod admin;
+mod admin_port;
 mod audit;
 mod bench;
 mod certificates;
 mod crash;
+mod dashboards;
 mod delivery;
+mod doctor;
 mod drain;
 mod failed_sync;
 mod full_disk;
 mod gate;
+mod half_open;
 mod harness;
+mod hist;
 mod hygiene;
 mod limits;
 mod live_fuzz;
 mod load;
 mod login;
 mod offline;
+mod page;
 mod raw;
 mod reauth;
 mod reload;
@@ -30,4 +36,7 @@ mod runbooks;
 mod secrets;
 mod small_disk;
 mod start;
+mod supervisor;
+mod top;
 mod tour;
+mod trace;

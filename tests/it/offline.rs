@@ -50,6 +50,12 @@ fn log(command: &str, data: &Path, more: &[&str]) -> Output {
     process.args(more).output().unwrap()
 }
 
+fn status(data: &Path) -> Output {
+    let mut process = iris();
+    process.arg("status").arg("--data").arg(data);
+    process.output().unwrap()
+}
+
 fn text(output: &Output) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     String::from_utf8_lossy(&output.stdout).into_owned() + &errors
@@ -449,22 +455,16 @@ fn a_rotten_message_stops_its_shard_alone_until_a_person_sets_it_aside_and_its_d
     assert!(told.contains(".seg at byte"), "{told}");
 
     let server = Server::start_with(data.path(), &small(false));
-    let status = iris()
-        .arg("status")
-        .arg("--data")
-        .arg(data.path())
-        .output()
-        .unwrap();
-    assert_eq!(status.status.code(), Some(1));
-    assert!(
-        text(&status).contains(&format!("shard {hurt} ")),
-        "{}",
-        text(&status)
-    );
+    let told = complains(data.path());
+    assert!(told.contains(&format!("shard {hurt} ")), "{told}");
     let identity = server.identity();
     let mut turned_away = Raw::connect(server.address, &identity);
     turned_away.hello(&identity.token(victim), &Hello::default());
     assert_eq!(turned_away.goodbye(), GoodbyeReason::Unavailable);
+    for more in [&[][..], &["--count", "1"]] {
+        let told = recv_fails(data.path(), victim, more);
+        assert!(told.contains("the user's data is damaged"), "{told}");
+    }
     let mut ann = Raw::login(&server, "ann");
     for user in &users {
         if shard(user) == hurt {
@@ -479,12 +479,7 @@ fn a_rotten_message_stops_its_shard_alone_until_a_person_sets_it_aside_and_its_d
 
     set_aside(data.path(), victim, 3);
     let server = Server::start_with(data.path(), &small(false));
-    let status = iris()
-        .arg("status")
-        .arg("--data")
-        .arg(data.path())
-        .output()
-        .unwrap();
+    let status = status(data.path());
     assert_eq!(status.status.code(), Some(0), "{}", text(&status));
     for user in &users {
         let last = if shard(user) == hurt { 5 } else { 6 };
@@ -506,62 +501,107 @@ fn logged_at_after(server: Server, data: &Path, user: &str, seq: u64) -> u64 {
     logged_at(data, user, seq)
 }
 
-/// R: D-2
-#[test]
-fn a_bit_that_rotted_in_an_old_segment_is_never_sent_out() {
-    const MESSAGES: u64 = 5_000;
-    let data = data_dir();
-    let server = Server::start_with(data.path(), &small(true));
+/// What `iris recv` says of an inbox that it cannot have.
+fn recv_fails(data: &Path, user: &str, more: &[&str]) -> String {
+    let state = data_dir();
+    let mut recv = iris();
+    recv.args(["recv", "--user", user, "--state"]);
+    recv.arg(state.path()).arg("--data").arg(data).args(more);
+    let output = recv.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(told.lines().count(), 1, "{told}");
+    told
+}
+
+/// Messages that [`fill_old_segments`] sends to ben.
+const MESSAGES: u64 = 5_000;
+
+/// The body of one of them.
+fn long_body(seq: u64) -> Vec<u8> {
+    let mut body = bodies("ben", [seq]).remove(0).1;
+    body.resize(1_200, b'.');
+    body
+}
+
+/// Fills segments, stops the switch, and says where a message lies of one that no start reads.
+fn fill_old_segments(data: &Path, seq: u64) -> u64 {
+    let server = Server::start_with(data, &small(true));
     let mut ann = Raw::login(&server, "ann");
-    let body = |seq: u64| {
-        let mut body = bodies("ben", [seq]).remove(0).1;
-        body.resize(1_200, b'.');
-        body
-    };
     for first in (1..=MESSAGES).step_by(500) {
         for n in first..first + 500 {
-            ann.send("ben", n, &body(n));
+            ann.send("ben", n, &long_body(n));
         }
         for n in first..first + 500 {
             assert_eq!(ann.accepted().n, n);
         }
     }
     assert!(server.stop().success());
-    let rotten = 10;
-    let log_no = (shard_of(data.path(), "ben") % 2).to_string();
+    let log_no = (shard_of(data, "ben") % 2).to_string();
     let more = ["--json", "--checkpoint", "--user", "ben", "--log", &log_no];
-    let checkpoint = log("dump", data.path(), &more);
+    let checkpoint = log("dump", data, &more);
     let lines = String::from_utf8(checkpoint.stdout).unwrap();
     let lines: Vec<Value> = lines
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let entry = |line: &&Value| line["what"] == "inbox_entry" && line["seq"] == rotten;
+    let entry = |line: &&Value| line["what"] == "inbox_entry" && line["seq"] == seq;
     let lsn = lines.iter().find(entry).unwrap()["lsn"].as_u64().unwrap();
     let scanned_from = lines[0]["lsn"].as_u64().unwrap();
     assert!(
         lsn / 2_097_152 < scanned_from / 2_097_152,
         "in a segment that no start reads"
     );
+    lsn
+}
+
+/// Whether `iris status` has something to complain of.
+fn complains(data: &Path) -> String {
+    let status = status(data);
+    assert_eq!(status.status.code(), Some(1), "{}", text(&status));
+    text(&status)
+}
+
+/// R: D-2. What a file does not have any more is no other damage than a bit that turned.
+#[test]
+fn a_segment_that_is_cut_short_under_a_running_switch_counts_as_damage() {
+    let data = data_dir();
+    let lsn = fill_old_segments(data.path(), 10);
+    let server = Server::start_with(data.path(), &small(true));
+    let (path, offset) = place_of(data.path(), shard_of(data.path(), "ben"), lsn);
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(offset).unwrap();
+    let (mut ben, _) = Raw::login_with(&server, "ben", &Hello::default());
+    assert_eq!(ben.goodbye(), GoodbyeReason::Internal);
+    let told = complains(data.path());
+    assert!(told.contains("damaged places were met"), "{told}");
+    assert!(server.stop().success());
+}
+
+/// R: D-2
+#[test]
+fn a_bit_that_rotted_in_an_old_segment_is_never_sent_out() {
+    let data = data_dir();
+    let rotten = 10;
+    let lsn = fill_old_segments(data.path(), rotten);
     rot(data.path(), "ben", lsn);
 
     let server = Server::start_with(data.path(), &small(true));
     let (mut ben, _) = Raw::login_with(&server, "ben", &Hello::default());
     for seq in 1..rotten {
-        assert_eq!(ben.entry().body, body(seq));
+        assert_eq!(ben.entry().body, long_body(seq));
     }
     assert_eq!(
         ben.goodbye(),
         GoodbyeReason::Internal,
         "and nothing before it"
     );
-    let status = iris()
-        .arg("status")
-        .arg("--data")
-        .arg(data.path())
-        .output()
-        .unwrap();
-    assert_eq!(status.status.code(), Some(1), "{}", text(&status));
+    let told = recv_fails(data.path(), "ben", &[]);
+    assert!(
+        told.contains("something is wrong with the switch"),
+        "{told}"
+    );
+    complains(data.path());
     assert!(server.stop().success());
 
     let (code, verdict) = json("verify", data.path(), &[]);
@@ -581,7 +621,11 @@ fn a_bit_that_rotted_in_an_old_segment_is_never_sent_out() {
     let (entries, gaps) = receive(&server, "ben");
     assert_eq!(gaps, [(rotten, rotten)]);
     let wanted = (1..=MESSAGES).filter(|seq| *seq != rotten);
-    assert!(entries.into_iter().eq(wanted.map(|seq| (seq, body(seq)))));
+    assert!(
+        entries
+            .into_iter()
+            .eq(wanted.map(|seq| (seq, long_body(seq))))
+    );
 }
 
 fn backup(data: &Path, to: &Path) -> Output {

@@ -3,7 +3,8 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::FromRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,7 +81,48 @@ impl Raw {
     }
 
     pub fn try_connect_with(address: SocketAddr, config: Arc<ClientConfig>) -> Option<Self> {
-        let socket = TcpStream::connect(address).ok()?;
+        Self::over(TcpStream::connect(address).ok()?, config)
+    }
+
+    /// The same from one of the addresses of this machine.
+    pub fn connect_from(from: IpAddr, address: SocketAddr, identity: &Identity) -> Self {
+        let SocketAddr::V4(to) = address else {
+            panic!("the switch of a test listens on IPv4");
+        };
+        let IpAddr::V4(from) = from else {
+            panic!("{from} is not of IPv4");
+        };
+        let sockets = [from, *to.ip()].map(u32::from).map(u32::to_be);
+        let ports = [0, to.port().to_be()];
+        let places = [0, 1].map(|side| libc::sockaddr_in {
+            sin_family: libc::AF_INET as libc::sa_family_t,
+            sin_port: ports[side],
+            sin_addr: libc::in_addr {
+                s_addr: sockets[side],
+            },
+            sin_zero: [0; 8],
+        });
+        let len = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+        // SAFETY: a new descriptor, or -1.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+        assert!(fd >= 0);
+        // SAFETY: it was just made, and nobody else has it.
+        let socket = unsafe { TcpStream::from_raw_fd(fd) };
+        let [from, to] = &places;
+        // SAFETY: an address of this family and its length.
+        assert_eq!(
+            unsafe { libc::bind(fd, std::ptr::from_ref(from).cast(), len) },
+            0
+        );
+        // SAFETY: as above.
+        assert_eq!(
+            unsafe { libc::connect(fd, std::ptr::from_ref(to).cast(), len) },
+            0
+        );
+        Self::over(socket, config(identity)).unwrap()
+    }
+
+    fn over(socket: TcpStream, config: Arc<ClientConfig>) -> Option<Self> {
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
         socket.set_nodelay(true).unwrap();
@@ -187,6 +229,12 @@ impl Raw {
     pub fn write_bytes(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
         self.stream.flush().unwrap();
+    }
+
+    /// The same to a switch that may have said Goodbye and closed; whether it had not.
+    pub fn write_bytes_if_open(&mut self, bytes: &[u8]) -> bool {
+        let written = self.stream.write_all(bytes);
+        written.and_then(|()| self.stream.flush()).is_ok()
     }
 
     /// Writes past TLS, straight to the socket. The switch may have closed it.

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use iris::auth::{MintRequest, REVOCATIONS_MAX, mint};
@@ -12,7 +14,7 @@ use iris_proto::id::UserId;
 use iris_proto::v2::server_frame::Frame as ServerFrame;
 use iris_proto::v2::{Goodbye, GoodbyeReason, RejectCode};
 
-use super::harness::{Identity, Server, Setup, data_dir, iris, mint_with, now_s};
+use super::harness::{Identity, Server, Setup, all_cores, data_dir, iris, mint_with, now_s};
 use super::raw::{Hello, Raw};
 
 /// A-3 gives a revoked session a second; a machine that runs all tests at once may need more.
@@ -364,4 +366,82 @@ fn what_is_no_revocation_gets_an_answer_that_says_so() {
     assert_eq!(ask("GET", ""), "405");
     let output = try_revoke(&data.path().join("elsewhere"), &["--user", "ann"]);
     assert_eq!(output.status.code(), Some(2), "nobody to ask");
+}
+
+/// R: A-3. The table of connections has more places than a core looks at in one turn, and gets further ones
+/// while it looks.
+#[test]
+fn sessions_that_begin_while_a_core_looks_for_those_to_end_do_not_slip_through() {
+    const STRANGERS: usize = 1_500;
+    let data = data_dir();
+    let setup = Setup {
+        cores: all_cores(1),
+        environment: vec![
+            ("IRIS_AUTH__LEEWAY_S", "0".to_owned()),
+            ("IRIS_LIMITS__SESSIONS_PER_USER", "100000".to_owned()),
+            ("IRIS_LIMITS__HELLO_TIMEOUT_MS", "60000".to_owned()),
+            ("IRIS_LIMITS__HANDSHAKES_PER_CORE", "100000".to_owned()),
+        ],
+        ..Setup::default()
+    };
+    let server = Server::start_with(data.path(), &setup);
+    let identity = server.identity();
+    let old = issued_before(&identity, "mallory", 10);
+    let mut ann = Raw::login(&server, "ann");
+    let silent = || TcpStream::connect(server.address).unwrap();
+    let mut strangers: Vec<_> = (0..STRANGERS).map(|_| silent()).collect();
+    let is_revoked = AtomicBool::new(false);
+    let (mut sessions, turned_away) = std::thread::scope(|scope| {
+        let coming = scope.spawn(|| {
+            let (mut sessions, mut turned_away, mut epoch) = (Vec::new(), 0, 0);
+            let mut is_asked = false;
+            // Until a while after everybody was told.
+            while turned_away < 20 {
+                strangers.push(silent());
+                epoch += 1;
+                let mut client = Raw::connect(server.address, &identity);
+                let hello = Hello {
+                    device: "bot",
+                    epoch,
+                    send_only: true,
+                    ..Hello::default()
+                };
+                let was_revoked = is_revoked.load(Ordering::SeqCst);
+                client.hello(&old, &hello);
+                match client.next() {
+                    ServerFrame::Welcome(_) => {
+                        assert!(!was_revoked, "session {epoch} began after the end");
+                        sessions.push(client);
+                    }
+                    ServerFrame::Goodbye(goodbye) => {
+                        assert_eq!(goodbye.reason(), GoodbyeReason::Revoked);
+                        turned_away += 1;
+                    }
+                    other => panic!("{other:?}"),
+                }
+                if sessions.len() == 40 && !std::mem::replace(&mut is_asked, true) {
+                    revoked(&server, &is_revoked, scope);
+                }
+            }
+            (sessions, turned_away)
+        });
+        coming.join().unwrap()
+    });
+    assert!(sessions.len() >= 40 && turned_away == 20);
+    for session in &mut sessions {
+        assert_eq!(session.goodbye(), GoodbyeReason::Revoked);
+    }
+    ann.send_accepted("ben", 1, b"undisturbed");
+}
+
+/// Revokes mallory's tokens meanwhile, and says when that is done.
+fn revoked<'scope>(
+    server: &'scope Server,
+    is_revoked: &'scope AtomicBool,
+    scope: &'scope std::thread::Scope<'scope, '_>,
+) {
+    scope.spawn(|| {
+        revoke(&server.data, &["--user", "mallory"]);
+        is_revoked.store(true, Ordering::SeqCst);
+    });
 }

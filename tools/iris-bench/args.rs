@@ -300,6 +300,8 @@ pub enum Kind {
     WithoutToken,
     /// Send one byte of a frame a second.
     DripsFrames,
+    /// Send frames as fast as they are taken, each byte in a TLS record of its own, until they are cut.
+    TinyRecords,
 }
 
 /// `iris-bench hostile`.

@@ -161,13 +161,14 @@ impl Hostile {
 
 impl Kind {
     /// All of them, in the order of a run.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::NeverReads,
         Self::ByteASecond,
         Self::NeverAcknowledges,
         Self::FloodsPings,
         Self::WithoutToken,
         Self::DripsFrames,
+        Self::TinyRecords,
     ];
 
     /// What such a client does.
@@ -180,6 +181,7 @@ impl Kind {
             Self::FloodsPings => "flood pings",
             Self::WithoutToken => "come without a token",
             Self::DripsFrames => "send a byte of a frame a second",
+            Self::TinyRecords => "put a byte into each record",
         }
     }
 
@@ -190,7 +192,7 @@ impl Kind {
             Self::NeverAcknowledges => "messages",
             Self::FloodsPings => "pings",
             Self::WithoutToken => "connections",
-            Self::DripsFrames => "bytes",
+            Self::DripsFrames | Self::TinyRecords => "bytes",
         }
     }
 }
@@ -331,8 +333,25 @@ impl Crowd {
                 }
                 rest(stop);
             }
+            Kind::TinyRecords => self.send_tiny_records(done),
         }
         self.rounds += 1;
+    }
+
+    /// A frame of 60,000 bytes, 64 records at a time.
+    fn send_tiny_records(&mut self, done: &AtomicU64) {
+        for member in &mut self.members {
+            let _ = member.sock.set_nonblocking(true);
+            if self.rounds == 0 {
+                let _ = member.write_all(&[0, 0, 0xea, 0x60]);
+            }
+            for _ in 0..64 {
+                match member.write_all(&[0x22]).and_then(|()| member.flush()) {
+                    Ok(()) => done.fetch_add(1, Ordering::Relaxed),
+                    Err(_) => break, // its socket is full, or it was cut
+                };
+            }
+        }
     }
 
     /// Opens connections and says nothing on them.

@@ -16,7 +16,7 @@ use crate::measure::measured;
 use crate::placement::ShardId;
 use crate::shard::command::{Command, decode};
 use crate::store::Setup;
-use crate::store::recover::{Found, RecoverError, Recovered, recover, shards_of_log};
+use crate::store::recover::{Found, Known, RecoverError, Recovered, recover, shards_of_log};
 
 /// See the module's text.
 pub const RECOVER: Target = Target {
@@ -82,7 +82,10 @@ fn run(files: &Files) -> Result<Recovered, RecoverError> {
     let found = Found {
         checkpoints: &checkpoints,
         segments: &segments,
-        durable_lsn: files.input.origin.durable,
+        known: Known {
+            durable_lsn: files.input.origin.durable,
+            made_lsn: files.input.origin.made,
+        },
     };
     let lengths = checkpoints
         .iter()
@@ -244,7 +247,7 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let torn = headless.last().len() - 48;
     headless.last().truncate(torn);
     let (lsn, prev_crc) = plain.place_behind();
-    let before = files(&packed(None, &pack(0, 0, 0, 0, &plain.segments))).expect("long enough");
+    let before = files(&packed(None, &pack(0, 16, 0, 0, &plain.segments))).expect("long enough");
     let recovered = run(&before).expect("a good log");
     let header = CheckpointHeader {
         identity: IDENTITY,

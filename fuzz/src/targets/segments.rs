@@ -105,6 +105,12 @@ pub fn input(data: &[u8]) -> Option<Input> {
             true => size().first_lsn(first).saturating_add(b as u64 * 64),
             false => 0,
         },
+        made: match flags & 32 != 0 {
+            true => size()
+                .first_lsn(first)
+                .saturating_add(b as u64 % 4 * size().bytes()),
+            false => 0,
+        },
     };
     let segments = places.into_iter().map(|(index, place)| {
         let packed = &data[place];
@@ -113,6 +119,10 @@ pub fn input(data: &[u8]) -> Option<Input> {
         if !frames.is_empty() {
             bytes.resize(FRAMES_AT, 0);
             bytes.extend_from_slice(frames);
+        }
+        // A segment has its full size from the beginning; zeros take time, so only some inputs have them.
+        if !bytes.is_empty() && flags & 16 != 0 {
+            bytes.resize(SEGMENT_BYTES as usize, 0);
         }
         Segment { index, bytes }
     });

@@ -652,7 +652,11 @@ fn goodbye_decides_between_coming_back_and_ending() {
         world.session.received(1_000, &bytes);
         world.session.step()
     };
-    for reason in [GoodbyeReason::ShuttingDown, GoodbyeReason::Unavailable] {
+    for reason in [
+        GoodbyeReason::ShuttingDown,
+        GoodbyeReason::Unavailable,
+        GoodbyeReason::TooManySessions,
+    ] {
         let Step::Connect { at_ms, address } = meet(reason) else {
             panic!("it does not come back")
         };

@@ -228,6 +228,7 @@ mod tests {
                 unusable: None,
                 shards_damaged: Vec::new(),
                 segments_damaged: vec!["log-01/0000000000000000.seg".to_owned()],
+                checkpoints_damaged: Vec::new(),
                 losses: lost,
                 unnamed: Vec::new(),
             }],

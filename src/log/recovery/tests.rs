@@ -86,6 +86,73 @@ fn a_segment_lost_before_a_later_watermark_is_damage() {
     }
 }
 
+/// R: D-2. What is known of segments that were made tells a lost end from an earlier one.
+#[test]
+fn segments_that_were_made_and_are_gone_from_the_end_are_damage() {
+    let mut dice = Dice(15);
+    let mut world = World::new(&mut dice);
+    while world
+        .placed
+        .last()
+        .map_or(0, |placed| SIZE.index_of(placed.lsn))
+        < 1
+    {
+        assert!(world.append(&mut dice, FrameKind::Data));
+        world.sync();
+    }
+    let size = SIZE.bytes();
+    for (there, holes) in [(0, 3), (1, 2), (2, 0), (3, 0)] {
+        let made = Origin {
+            made: SIZE.first_lsn(3),
+            ..origin()
+        };
+        let mut segments = numbered(&world.disk);
+        segments.truncate(there);
+        let scanned = scan_from(&made, &segments).unwrap();
+        let found = scanned.holes.first().map(|hole| (hole.from, hole.fault));
+        let missing = (SIZE.first_lsn(there as u64), Fault::SegmentUnused);
+        assert_eq!(found, (holes > 0).then_some(missing), "{there} segments");
+        let bytes: u64 = scanned.holes.iter().map(|hole| hole.to - hole.from).sum();
+        assert_eq!(bytes, holes * size, "{there} segments");
+    }
+}
+
+/// R: D-2. A segment has its full size before anything is written to it.
+#[test]
+fn a_segment_in_use_that_was_cut_short_is_damage_wherever_it_was_cut() {
+    let mut dice = Dice(16);
+    let mut world = World::new(&mut dice);
+    for _ in 0..4 {
+        assert!(world.append(&mut dice, FrameKind::Data));
+        world.sync();
+    }
+    let last = *world.placed.last().unwrap();
+    let end = SIZE.offset_of(last.lsn) + last.len;
+    for cut in (0..SIZE.bytes() as usize).step_by(104).chain([end]) {
+        for made in [0, SIZE.first_lsn(1)] {
+            let mut disk = world.disk.clone();
+            disk[0].truncate(cut);
+            let known = Origin { made, ..origin() };
+            let scanned = scan_from(&known, &numbered(&disk)).unwrap();
+            let is_seen = scanned.holes.last().map(|hole| hole.to) == Some(SIZE.first_lsn(1));
+            // Of a file that has nothing left, only what was noted says that it was in use.
+            assert_eq!(
+                is_seen,
+                cut >= 80 || made > 0,
+                "cut at {cut}, made {made:#x}"
+            );
+        }
+    }
+    let mut disk = world.disk.clone();
+    disk[1].truncate(100);
+    let known = Origin {
+        made: SIZE.first_lsn(2),
+        ..origin()
+    };
+    let scanned = scan_from(&known, &numbered(&disk)).unwrap();
+    assert_eq!(scanned.holes, [], "a spare behind the end holds nothing");
+}
+
 #[test]
 fn rotation_goes_on_across_segments_and_every_position_is_where_it_says() {
     let mut dice = Dice(14);
@@ -363,6 +430,7 @@ fn frames_inside_a_message_do_not_give_a_segment_their_salt() {
     };
     frame.finish_into(&placement, &mut bytes);
     let end = bytes.len() as u64;
+    bytes.resize(SIZE.bytes() as usize, 0);
     bytes[lsn as usize + 50] ^= 1; // the body is looked into
     bytes[..SEGMENT_HEADER_BYTES].fill(0);
     let known = Origin {
@@ -387,6 +455,7 @@ fn more_holes_than_anyone_believes_end_the_scan() {
     let size = SegmentSize::small(1024 * 1024);
     let holes = HOLES_MAX as usize;
     let mut bytes = many_frames(size, 2 * holes + 4);
+    bytes.resize(size.bytes() as usize, 0);
     let from = Origin { size, ..origin() };
     for number in 0..holes {
         bytes[SEGMENT_HEADER_BYTES + 2 * number * FRAME_BYTES + 60] ^= 1;

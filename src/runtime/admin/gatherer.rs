@@ -184,8 +184,11 @@ mod tests {
     }
 
     fn syncs(gathered: &Gathered) -> Vec<Option<u64>> {
-        let count = |histograms: &Box<Histograms>| histograms.of(Stage::Sync).len();
-        gathered.iter().map(|one| one.as_ref().map(count)).collect()
+        let count = |histograms: &Histograms| histograms.of(Stage::Sync).len();
+        gathered
+            .iter()
+            .map(|one| one.as_deref().map(count))
+            .collect()
     }
 
     /// R: E-1

@@ -11,6 +11,8 @@ use std::fmt::Write;
 
 use super::asker::Answer;
 use super::readiness::{Facts, not_ready, reports};
+use crate::audit::Kind as Event;
+use crate::runtime::audit::Counts;
 use crate::runtime::report::{CoreReport, LogReport};
 use crate::runtime::storage::Space;
 
@@ -67,10 +69,30 @@ const OF_CORES: &[Metric<CoreReport>] = &[
         |core| Some(core.shed)),
     gauge("iris_certificate_not_after_timestamp_seconds", "When the certificate that the core shows ends, since the Unix epoch.",
         |core| core.certificate.map(|validity| validity.ends_s)),
+    counter("iris_messages_received_total", "Messages taken from sessions, whatever became of them.",
+        |core| Some(core.totals.messages)),
+    counter("iris_messages_accepted_total", "Messages whose senders were told that they are accepted.",
+        |core| Some(core.totals.accepts)),
+    gauge("iris_ring_parcels", "Parcels that waited in other cores' rings for this one, the most of the last one to two seconds.",
+        |core| Some(core.peaks.ring_parcels)),
+    gauge("iris_core_turn_events", "Completions that the core took in one turn, the most of the last one to two seconds.",
+        |core| Some(core.peaks.turn_events)),
+    gauge("iris_log_pending_bytes", "Bytes of commands that waited for the core's logs, the most of the last one to two seconds.",
+        |core| Some(core.peaks.pending_bytes)),
+    gauge("iris_inbox_users", "Users that have an inbox, when they were last looked at.",
+        |core| core.inboxes.as_ref().map(|inboxes| inboxes.users)),
+    gauge("iris_inbox_pending_entries", "Entries that some device has not acknowledged, when the inboxes were last looked at.",
+        |core| core.inboxes.as_ref().map(|inboxes| inboxes.pending)),
+    gauge("iris_inbox_pending_entries_max", "The most such entries of one user.",
+        |core| core.inboxes.as_ref().map(|inboxes| inboxes.backlogged.first().map_or(0, |user| user.pending))),
+    gauge("iris_session_waiting_seconds_max", "How long a connected device has left an entry unacknowledged, the longest, to 16 s.",
+        |core| core.inboxes.as_ref().map(|inboxes| inboxes.slowest.first().map_or(0, |user| user.waiting_ms / 1_000))),
     counter("iris_connections_accepted_total", "Connections that were accepted.",
         |core| Some(core.totals.accepted)),
     counter("iris_logins_total", "Sessions that began.",
         |core| Some(core.totals.logins)),
+    counter("iris_sessions_revoked_total", "Sessions that ended because their tokens were revoked.",
+        |core| Some(core.totals.revoked_sessions)),
     counter("iris_handshakes_failed_total", "Handshakes that broke the rules of TLS.",
         |core| Some(core.totals.failed_handshakes)),
     counter("iris_handshakes_deferred_total", "Handshakes that waited for a later turn of the core.",
@@ -110,6 +132,7 @@ const OF_CORES_BY_REASON: &[Reasons] = &[
         help: "Connections that were closed before a handshake or sent away, by reason.",
         of: &[
             ("address", |core| core.totals.refused_address),
+            ("crowd", |core| core.totals.refused_crowd),
             ("draining", |core| core.totals.refused_draining),
             ("full", |core| core.totals.refused_full),
             ("handshakes", |core| core.totals.refused_handshakes),
@@ -118,9 +141,11 @@ const OF_CORES_BY_REASON: &[Reasons] = &[
     },
     Reasons {
         name: "iris_logins_refused_total",
-        help: "Logins that were refused: a bad token, or one more after too many.",
+        help: "Logins that were refused: a bad token, one more after too many, a revoked one, or a user with too many sessions.",
         of: &[
             ("rate", |core| core.totals.refused_logins),
+            ("revoked", |core| core.totals.revoked_logins),
+            ("sessions", |core| core.totals.refused_sessions),
             ("token", |core| core.totals.failed_logins),
         ],
     },
@@ -136,10 +161,11 @@ const OF_CORES_BY_REASON: &[Reasons] = &[
     },
     Reasons {
         name: "iris_connections_cut_total",
-        help: "Connections that were ended because the client was too slow: it did not read, or did not finish a frame.",
+        help: "Connections that were ended because the client was too slow, it did not read, or did not finish a frame; or sent records with next to nothing in them.",
         of: &[
             ("frame", |core| core.totals.frame_timeouts),
             ("read", |core| core.totals.write_timeouts),
+            ("records", |core| core.totals.cut_for_records),
         ],
     },
 ];
@@ -193,6 +219,7 @@ pub(super) fn render(facts: &Facts, answers: &[Answer]) -> String {
         "1 when everything is served, as /readyz says.",
         [([], ready)],
     );
+    text.audit(&facts.audit);
     let up = answers.iter().enumerate().map(|(core, answer)| {
         let up = matches!(answer, Answer::Report(_));
         ([("core", core.to_string())], u64::from(up))
@@ -237,6 +264,29 @@ pub(super) fn render(facts: &Facts, answers: &[Answer]) -> String {
 struct Exposition(String);
 
 impl Exposition {
+    /// Of the audit log, which all cores share.
+    fn audit(&mut self, counts: &Counts) {
+        let taken =
+            Event::ALL.map(|kind| ([("event", kind.name().to_owned())], counts.taken(kind)));
+        self.family(
+            "iris_audit_events_total",
+            Kind::Counter,
+            "Events handed to the audit log, by kind; repetitions are events, too.",
+            taken,
+        );
+        let labels = |event: &str, reason: &str| {
+            [("event", event.to_owned()), ("reason", reason.to_owned())]
+        };
+        let lost = Event::ALL.map(|kind| (labels(kind.name(), "queue"), counts.lost(kind)));
+        let by_disk = (labels("any", "disk"), counts.lost_by_disk());
+        self.family(
+            "iris_audit_events_lost_total",
+            Kind::Counter,
+            "Events that are counted in the audit log and not listed: they came too fast, or the disk did not take them.",
+            lost.into_iter().chain([by_disk]),
+        );
+    }
+
     /// One metric with all its samples: HELP and TYPE come once, before them. Without samples it is
     /// left out.
     fn family<const N: usize>(
@@ -277,6 +327,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::Arc;
 
     use super::super::readiness::tests::healthy;
     use super::*;
@@ -284,7 +335,7 @@ mod tests {
     fn facts() -> Facts {
         Facts {
             version: "1.2.3",
-            ..Facts::of_this_process("127.0.0.1:7447".parse().unwrap())
+            ..Facts::of_this_process("127.0.0.1:7447".parse().unwrap(), Arc::default())
         }
     }
 

@@ -4,30 +4,38 @@
 //! not serve some of its users, is alive (`/healthz`) and not ready.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::asker::{ANSWER_MAX, Answer};
+use crate::runtime::audit::Counts;
 use crate::runtime::clock::Clock;
 use crate::runtime::report::{CoreReport, LogReport};
 use crate::runtime::storage::Space;
 
-/// What does not change while the process lives.
+/// What is known without asking a core.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub version: &'static str,
     pub pid: u32,
     pub address: SocketAddr,
+    /// Where it can be asked over TCP.
+    pub admin: Option<SocketAddr>,
+    /// What the audit log has taken and lost.
+    pub audit: Arc<Counts>,
     /// What it is called among others: its host's name and its port.
     pub node: String,
 }
 
 impl Facts {
-    pub fn of_this_process(address: SocketAddr) -> Self {
+    pub fn of_this_process(address: SocketAddr, audit: Arc<Counts>) -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             address,
+            admin: None,
+            audit,
             node: format!("{}:{}", host_name(), address.port()),
         }
     }
@@ -42,6 +50,22 @@ fn host_name() -> String {
     }
 }
 
+/// How long one stage of a message's way took in the last seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Latency {
+    /// The stage, as `iris hist` names it.
+    pub stage: String,
+    /// On which core; `None`: on all of them.
+    pub core: Option<u16>,
+    /// How often.
+    pub count: u64,
+    /// The median, in microseconds.
+    pub p50_us: u64,
+    /// The 99th percentile, in microseconds.
+    pub p99_us: u64,
+}
+
 /// All that is known, as `/status` says it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -51,6 +75,9 @@ pub struct Status {
     pub pid: u32,
     /// Where clients connect.
     pub address: SocketAddr,
+    /// Where it can be asked over HTTP, with a token.
+    #[serde(default)]
+    pub admin: Option<SocketAddr>,
     /// Whether everything is served.
     pub ready: bool,
     /// Why not.
@@ -58,6 +85,9 @@ pub struct Status {
     /// What somebody should look at, ready or not.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// How long things took in the last seconds.
+    #[serde(default)]
+    pub latencies: Vec<Latency>,
     /// The cores that answered.
     pub cores: Vec<CoreReport>,
 }
@@ -69,9 +99,11 @@ impl Status {
             version: facts.version.to_owned(),
             pid: facts.pid,
             address: facts.address,
+            admin: facts.admin,
             ready: reasons.is_empty(),
             reasons,
             notes: notes(answers, Clock::read().unix_s()),
+            latencies: Vec::new(),
             cores: reports(answers).cloned().collect(),
         }
     }

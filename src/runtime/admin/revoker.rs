@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::audit::{Event, short};
 use crate::auth::{Revocations, Revoke, RevokeError};
-use crate::runtime::audit::Queue;
+use crate::runtime::audit::{Counts, Queue};
 use crate::runtime::clock::Clock;
 use crate::runtime::reactor::Control;
 use crate::runtime::revocation::RevocationFile;
@@ -161,6 +161,11 @@ impl Revoker {
             list,
             number: 0,
         }
+    }
+
+    /// What the audit log has taken and lost.
+    pub(super) fn audit_counts(&self) -> Arc<Counts> {
+        self.audit.counts()
     }
 
     /// Serves who revokes until nobody can any more.

@@ -2,20 +2,28 @@
 
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::{Method, Request, Response, StatusCode};
 use iris_proto::id::UserId;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
-use super::Ways;
 use super::asker::{Answer, Ask};
 use super::gatherer::{Gather, Gathered};
+use super::inboxes::Inboxes;
 use super::metrics;
-use super::readiness::{Facts, Status, not_healthy, not_ready, notes};
+use super::readiness::{Facts, Status, not_healthy, not_ready, notes, reports};
 use super::revoker::{RevokeFailure, Wanted, Wish};
+use super::tcp::Token;
+use super::watcher;
+use super::{Ways, latencies, page};
 use crate::auth::RevokeError;
 use crate::measure::dump::Dump;
 use crate::runtime::clock::Clock;
@@ -26,6 +34,10 @@ pub const STATUS_PATH: &str = "/status";
 pub const HISTOGRAMS_PATH: &str = "/histograms";
 /// The same, and they begin anew.
 pub const RESET_PATH: &str = "/histograms/reset";
+/// Where a [`TraceBegin`] goes.
+pub const TRACE_PATH: &str = "/trace";
+/// Where a [`TraceNext`] goes.
+pub const TRACE_NEXT_PATH: &str = "/trace/next";
 /// Where a [`Revocation`] goes.
 pub const REVOKE_PATH: &str = "/revoke";
 /// Bytes of a request's body. More are answered 413.
@@ -38,12 +50,18 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
+    Page,
     Health,
     Ready,
     Metrics,
     Status,
+    Cores,
+    Users,
+    Config,
     Histograms,
     Reset,
+    Trace,
+    TraceNext,
     Revoke,
 }
 
@@ -51,6 +69,34 @@ struct Route {
     method: Method,
     path: &'static str,
     action: Action,
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(super) enum Caller {
+    /// Whoever could open the socket in the data directory: may do everything.
+    Owner,
+    /// Somebody on this machine, who has to show this token, and may look and not touch.
+    Stranger(Arc<Token>),
+}
+
+impl Caller {
+    /// Whether it may have this.
+    fn may(&self, action: Action, method: &Method, headers: &HeaderMap) -> Result<(), Page> {
+        let Self::Stranger(token) = self else {
+            return Ok(());
+        };
+        if method == Method::POST {
+            let text = "this port takes no orders; use the socket in the data directory, as \
+                        `iris revoke` does\n";
+            return Err(Page::new(StatusCode::FORBIDDEN, TEXT, text.to_owned()));
+        }
+        if matches!(action, Action::Health | Action::Page) || token.is_shown_in(headers) {
+            return Ok(());
+        }
+        let text = "show the token of [admin] token_file: `Authorization: Bearer TOKEN`\n";
+        Err(Page::new(StatusCode::UNAUTHORIZED, TEXT, text.to_owned()))
+    }
 }
 
 const fn get(path: &'static str, action: Action) -> Route {
@@ -72,13 +118,19 @@ const fn post(path: &'static str, action: Action) -> Route {
 }
 
 /// Everything that can be asked for.
-static ROUTES: [Route; 7] = [
+static ROUTES: [Route; 13] = [
+    get("/", Action::Page),
     get("/healthz", Action::Health),
     get("/readyz", Action::Ready),
     get("/metrics", Action::Metrics),
     get(STATUS_PATH, Action::Status),
+    get("/debug/cores", Action::Cores),
+    get("/debug/users", Action::Users),
+    get("/debug/config", Action::Config),
     get(HISTOGRAMS_PATH, Action::Histograms),
     post(RESET_PATH, Action::Reset),
+    post(TRACE_PATH, Action::Trace),
+    post(TRACE_NEXT_PATH, Action::TraceNext),
     post(REVOKE_PATH, Action::Revoke),
 ];
 
@@ -118,21 +170,55 @@ pub struct Revocation {
     pub jti: Option<String>,
 }
 
+/// Whose messages are to be traced, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceBegin {
+    /// Whose.
+    pub user: String,
+    /// For so many milliseconds.
+    pub for_ms: u64,
+}
+
+/// Of which trace the next steps are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceNext {
+    /// Its number, as the answer to [`TraceBegin`] said it.
+    pub watch: u64,
+}
+
 /// Answers one request. A body is read only where one is wanted.
 pub(super) async fn answer(
     request: Request<Incoming>,
+    caller: &Caller,
     facts: &Facts,
     ways: &Ways,
 ) -> Response<String> {
-    let page = match find(request.method(), request.uri().path()) {
+    let found = find(request.method(), request.uri().path());
+    let found = found.and_then(|action| {
+        caller
+            .may(action, request.method(), request.headers())
+            .map(|()| action)
+    });
+    let page = match found {
         Ok(Action::Revoke) => match body(request.into_body()).await {
             Ok(body) => revoke(&body, &ways.wishes).await,
+            Err(refusal) => refusal,
+        },
+        Ok(Action::Page) => Page::new(StatusCode::OK, page::HTML, String::new()),
+        Ok(Action::Config) => Page::new(StatusCode::OK, TEXT, ways.config.borrow().clone()),
+        Ok(action @ (Action::Trace | Action::TraceNext)) => match body(request.into_body()).await {
+            Ok(body) => match watch_wanted(action, &body) {
+                Ok(what) => watch(what, &ways.watches).await,
+                Err(why) => Page::new(StatusCode::BAD_REQUEST, TEXT, why + "\n"),
+            },
             Err(refusal) => refusal,
         },
         Ok(Action::Histograms) => histograms(facts, &ways.gathers, false).await,
         Ok(Action::Reset) => histograms(facts, &ways.gathers, true).await,
         Ok(action) => match ask(&ways.asks).await {
-            Some(answers) => perform(action, facts, &answers),
+            Some(answers) => with_latencies(action, facts, &answers, ways).await,
             None => stopping(),
         },
         Err(refusal) => refusal,
@@ -141,6 +227,15 @@ pub(super) async fn answer(
     *response.status_mut() = page.status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if page.content_type == page::HTML {
+        page::adorn(&mut response);
+    }
+    let headers = response.headers_mut();
+    if page.status == StatusCode::UNAUTHORIZED {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if let Some(Ok(allow)) = page
         .allow
         .map(|method| HeaderValue::from_str(method.as_str()))
@@ -218,15 +313,63 @@ fn wanted(body: &[u8]) -> Result<Wanted, String> {
     }
 }
 
-/// What the cores have recorded.
-async fn histograms(facts: &Facts, gathers: &mpsc::Sender<Gather>, reset: bool) -> Page {
-    let (answer, gathered) = oneshot::channel();
-    if gathers.send(Gather { reset, answer }).await.is_err() {
+/// What the cores say, and for two pages what they have recorded, too.
+async fn with_latencies(action: Action, facts: &Facts, answers: &[Answer], ways: &Ways) -> Page {
+    match action {
+        Action::Status => {
+            let (look, latencies) = oneshot::channel();
+            let asked = ways.looks.send(look).await;
+            let latencies = match asked {
+                Ok(()) => latencies.await.unwrap_or_default(),
+                Err(_) => Vec::new(), // stopping
+            };
+            json(&Status {
+                latencies,
+                ..Status::of(facts, answers)
+            })
+        }
+        Action::Metrics => {
+            let mut page = perform(action, facts, answers);
+            if let Some(gathered) = latencies::gather(&ways.gathers, false).await {
+                page.body.push_str(&latencies::render(&gathered));
+            }
+            page
+        }
+        action => perform(action, facts, answers),
+    }
+}
+
+async fn watch(what: watcher::Wanted, watches: &mpsc::Sender<watcher::Wish>) -> Page {
+    let (answer, traced) = oneshot::channel();
+    if watches.send(watcher::Wish { what, answer }).await.is_err() {
         return stopping();
     }
-    match gathered.await {
-        Ok(gathered) => dump(facts, &gathered),
+    match traced.await {
+        Ok(Ok(traced)) => json(&traced),
+        Ok(Err(why)) => Page::new(StatusCode::CONFLICT, TEXT, why + "\n"),
         Err(_) => stopping(),
+    }
+}
+
+/// What is wanted of a trace.
+fn watch_wanted(action: Action, body: &[u8]) -> Result<watcher::Wanted, String> {
+    let no_sense = |error| format!("this is no question about a trace ({error}); see `iris trace`");
+    if action == Action::TraceNext {
+        let TraceNext { watch } = serde_json::from_slice(body).map_err(no_sense)?;
+        return Ok(watcher::Wanted::Next { watch });
+    }
+    let TraceBegin { user, for_ms } = serde_json::from_slice(body).map_err(no_sense)?;
+    let user =
+        UserId::new(&user).map_err(|error| format!("there can be no user {user:?}: {error}"))?;
+    let time = Duration::from_millis(for_ms);
+    Ok(watcher::Wanted::Begin { user, time })
+}
+
+/// What the cores have recorded.
+async fn histograms(facts: &Facts, gathers: &mpsc::Sender<Gather>, reset: bool) -> Page {
+    match latencies::gather(gathers, reset).await {
+        Some(gathered) => dump(facts, &gathered),
+        None => stopping(),
     }
 }
 
@@ -246,7 +389,7 @@ fn dump(facts: &Facts, gathered: &Gathered) -> Page {
 }
 
 /// What the cores say. `None`: the thread is about to end.
-async fn ask(asks: &mpsc::Sender<Ask>) -> Option<std::sync::Arc<Vec<Answer>>> {
+async fn ask(asks: &mpsc::Sender<Ask>) -> Option<Arc<Vec<Answer>>> {
     let (ask, answers) = oneshot::channel();
     asks.send(ask).await.ok()?;
     answers.await.ok()
@@ -292,7 +435,15 @@ fn perform(action: Action, facts: &Facts, answers: &[Answer]) -> Page {
         }
         Action::Metrics => Page::new(StatusCode::OK, METRICS, metrics::render(facts, answers)),
         Action::Status => json(&Status::of(facts, answers)),
-        Action::Histograms | Action::Reset | Action::Revoke => {
+        Action::Cores => json(&reports(answers).collect::<Vec<_>>()),
+        Action::Users => json(&Inboxes::of(answers)),
+        Action::Page
+        | Action::Config
+        | Action::Histograms
+        | Action::Reset
+        | Action::Trace
+        | Action::TraceNext
+        | Action::Revoke => {
             unreachable!("it asks no core how it is")
         }
     }
@@ -320,13 +471,15 @@ fn probe(reasons: &[String], fine: &str) -> Page {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::readiness::tests::healthy;
     use super::*;
     use crate::measure::dump::Row;
     use crate::measure::{Histograms, Stage};
 
     fn facts() -> Facts {
-        Facts::of_this_process("127.0.0.1:7447".parse().unwrap())
+        Facts::of_this_process("127.0.0.1:7447".parse().unwrap(), Arc::default())
     }
 
     #[test]

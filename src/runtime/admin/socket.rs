@@ -52,6 +52,16 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(UnixListener::from(OwnedFd::from(socket)))
 }
 
+/// The next connection; never, without a socket.
+pub(super) async fn accept(
+    listener: Option<&tokio::net::UnixListener>,
+) -> io::Result<tokio::net::UnixStream> {
+    match listener {
+        Some(listener) => Ok(listener.accept().await?.0),
+        None => std::future::pending().await,
+    }
+}
+
 /// Removes the socket's file. What cannot be removed is found and replaced by the next start.
 pub(super) fn remove(path: &Path) {
     if let Err(error) = fs::remove_file(path)

@@ -86,11 +86,11 @@ pub fn backup(data: &Path, to: &Path) -> Result<Copied, BackupError> {
     let view = DataView::open(data, Access::MayRun)?;
     make_empty(to)?;
     let mut manifest = Manifest::new();
+    let mut super_block = view.super_block().clone();
     for log in 0..view.super_block().logs {
-        copy_log(&view, log, to, &mut manifest)?;
+        super_block.made_lsn[log as usize] = copy_log(&view, log, to, &mut manifest)?;
     }
     copy_revocations(data, to, &mut manifest)?;
-    let super_block = view.super_block();
     let name = super_block.file_name();
     let bytes = super_block.encode();
     let listed = write_padded(&to.join(name), &bytes, bytes.len() as u64, name.to_owned())?;
@@ -192,7 +192,7 @@ fn copy_log(
     log: u32,
     to: &Path,
     manifest: &mut Manifest,
-) -> Result<(), BackupError> {
+) -> Result<u64, BackupError> {
     let caught = snapshot::take(view, log)?;
     let newest = caught.checkpoints.last().map(|named| named.number);
     manifest.logs.push(LogPart {
@@ -218,7 +218,9 @@ fn copy_log(
     for directory in &directories {
         sync_directory(directory).map_err(failed("sync", directory))?;
     }
-    Ok(())
+    let size = view.super_block().segment_size;
+    let behind = |(newest, ..): &(u64, PathBuf, Vec<u8>)| size.first_lsn(newest + 1);
+    Ok(caught.newest.as_ref().map_or(0, behind)) // the spares are not copied
 }
 
 fn copy_open(from: &File, to: &Path, name: String) -> Result<Listed, ManifestError> {

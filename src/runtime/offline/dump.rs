@@ -405,6 +405,7 @@ fn segment<E>(
 const fn fault_word(fault: Fault) -> &'static str {
     match fault {
         Fault::SegmentUnused => "segment_unused",
+        Fault::SegmentShort => "segment_short",
         Fault::SegmentHeader => "segment_header",
         Fault::SegmentChain => "segment_chain",
         Fault::Zero => "zero",

@@ -4,6 +4,7 @@
 //!   list ─▶ which entries, of whom ─▶ a person gives the phrase that names how many
 //!        ─▶ lock ─▶ sync what lies there ─▶ list again: still the same? ─▶ damaged segments and the checkpoints kept in salvaged-N
 //!        ─▶ superblock: durable up to the end ─▶ the new checkpoint: the next start begins behind the damage
+//!        ─▶ damaged checkpoints, which are in salvaged-N by now, leave
 //! ```
 //! Nothing is deleted. A crash in between leaves the directory as damaged as it was.
 
@@ -16,6 +17,7 @@ use serde::Serialize;
 
 use crate::log::SegmentSize;
 use crate::shard::ShardConfig;
+use crate::store::recover::Known;
 use crate::store::salvage::{Certainty, Salvaged, salvage};
 
 use super::super::storage::{
@@ -88,6 +90,8 @@ pub struct LogListing {
     pub shards_damaged: Vec<ShardVerdict>,
     /// Segments with bytes that cannot be believed.
     pub segments_damaged: Vec<String>,
+    /// Checkpoints that cannot be used.
+    pub checkpoints_damaged: Vec<String>,
     /// Entries that do not exist any more.
     pub losses: Vec<Lost>,
     /// What else may be missing, of shards that may miss anything.
@@ -188,13 +192,17 @@ fn judge(data: &Path, super_block: &SuperBlock, log: u32) -> Result<Found, LogEr
     // What was accepted is judged, and nothing new is: no limit and no retention plays a part.
     let setup = super_block.setup(log, ShardConfig::default(), Upkeep::default());
     let mapped = Mapped::open(data, log, setup.size, false)?;
-    let durable = super_block.durable_lsn[log as usize];
-    let salvaged = mapped.found(durable, |found| salvage(&setup, found));
+    let known = Known::of(super_block, log);
+    let salvaged = mapped.found(known, |found| salvage(&setup, found));
     Ok(salvaged.map_err(|error| error.to_string()))
 }
 
 fn segment_name(log: u32, size: SegmentSize, index: u64) -> String {
     format!("log-{log:02}/{:016x}.seg", size.first_lsn(index))
+}
+
+fn checkpoint_name(log: u32, lsn: u64) -> String {
+    format!("ckpt-{log:02}/{lsn:016x}.ckpt")
 }
 
 fn listing(data: &Path, size: SegmentSize, found: &[(u32, Found)]) -> Listing {
@@ -228,6 +236,7 @@ fn log_listing(log: u32, size: SegmentSize, found: &Found) -> LogListing {
         unusable: found.as_ref().err().cloned(),
         shards_damaged: Vec::new(),
         segments_damaged: Vec::new(),
+        checkpoints_damaged: Vec::new(),
         losses: Vec::new(),
         unnamed: Vec::new(),
     };
@@ -242,6 +251,9 @@ fn log_listing(log: u32, size: SegmentSize, found: &Found) -> LogListing {
     let segments = salvaged.damaged_segments.iter();
     let segments = segments.map(|index| segment_name(log, size, *index));
     listing.segments_damaged.extend(segments);
+    let checkpoints = salvaged.damaged_checkpoints.iter();
+    let checkpoints = checkpoints.map(|lsn| checkpoint_name(log, *lsn));
+    listing.checkpoints_damaged.extend(checkpoints);
     for (shard, losses) in &salvaged.losses {
         listing.losses.extend(losses.iter().map(|loss| Lost {
             shard: shard.0,
@@ -311,8 +323,22 @@ pub fn set_aside(data: &Path, confirm: &str) -> Result<Option<SetAside>, Salvage
     held.record_durable(&durable).map_err(OfflineError::from)?;
     for (log, salvaged) in to_do(&found) {
         write_checkpoint(&data.join(format!("ckpt-{log:02}")), salvaged)?;
+        set_checkpoints_aside(data, log, salvaged)?;
     }
     Ok(Some(SetAside { listing, directory }))
+}
+
+/// Takes the damaged checkpoints out of a log that has a new one. They are kept in `salvaged-N`.
+fn set_checkpoints_aside(data: &Path, log: u32, salvaged: &Salvaged) -> Result<(), ManifestError> {
+    let damaged = salvaged.damaged_checkpoints.iter();
+    // The new one may have the position, and so the name, of one of them.
+    let damaged = damaged.filter(|lsn| **lsn != salvaged.lsn);
+    for lsn in damaged {
+        let path = data.join(checkpoint_name(log, *lsn));
+        fs::remove_file(&path).map_err(failed("set aside", &path))?;
+    }
+    let directory = data.join(format!("ckpt-{log:02}"));
+    sync_directory(&directory).map_err(failed("sync", &directory))
 }
 
 /// Makes the files of a log and their names durable as they are.

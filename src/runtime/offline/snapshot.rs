@@ -114,6 +114,7 @@ pub struct Snapshot {
 pub fn take(view: &DataView, log: u32) -> Result<Snapshot, SnapshotError> {
     let size = view.super_block().segment_size;
     let (mut checkpoints, mut segments) = open_all(view, log)?;
+    all_there(view, log, &segments)?;
     let (mut newest, mut spares) = (None, 0);
     while let Some(last) = segments.pop() {
         if let Some(bytes) = read_newest(size, &last)? {
@@ -155,6 +156,29 @@ fn open_all(view: &DataView, log: u32) -> Result<(Vec<Named>, Vec<Named>), Snaps
         }
     }
     Err(SnapshotError::Restless { log })
+}
+
+/// Refuses a log whose last segments, which the superblock says were made before this, are gone or
+/// shorter. Else it would be copied as one that ended earlier.
+fn all_there(view: &DataView, log: u32, segments: &[Named]) -> Result<(), SnapshotError> {
+    let (super_block, size) = (view.super_block(), view.super_block().segment_size);
+    let made = super_block.made_lsn[log as usize] / size.bytes();
+    let damaged = |path: PathBuf, offset: u64| SnapshotError::Damaged {
+        path,
+        offset: offset as usize,
+    };
+    for named in segments.iter().filter(|named| named.number < made) {
+        let metadata = named.file.metadata();
+        let len = metadata.map_err(failed("look at", &named.path))?.len();
+        if len < size.bytes() {
+            return Err(damaged(named.path.clone(), len));
+        }
+    }
+    let next = segments.last().map_or(0, |named| named.number + 1);
+    if next < made {
+        return Err(damaged(view.segment_file(log, next), 0));
+    }
+    Ok(())
 }
 
 /// `None`: one has vanished since it was listed.

@@ -6,7 +6,7 @@ use std::fs::File;
 use serde::Serialize;
 
 use crate::shard::user::User;
-use crate::store::recover::{Found, Recovered, recover};
+use crate::store::recover::{Found, Known, Recovered, recover};
 use crate::store::salvage::counts;
 
 use super::super::storage::{Access, DataView, Mapped, SegmentMap};
@@ -120,18 +120,18 @@ pub fn stat(view: &DataView, access: Access, only: Option<u32>) -> Result<Stat, 
         largest: Vec::new(),
     };
     for log in logs(view, only)? {
-        let durable = super_block.durable_lsn[log as usize];
+        let known = Known::of(super_block, log);
         let counted = match access {
             Access::Stopped => {
                 let mapped = Mapped::open(view.path(), log, super_block.segment_size, false)?;
-                mapped.found(durable, |found| count(view, log, found, &mut stat.largest))
+                mapped.found(known, |found| count(view, log, found, &mut stat.largest))
             }
             Access::MayRun => {
                 let snapshot = snapshot::take(view, log)?;
                 let spares = snapshot.spares;
                 let caught = Caught::new(view, snapshot)?;
                 let counted =
-                    caught.found(durable, |found| count(view, log, found, &mut stat.largest));
+                    caught.found(known, |found| count(view, log, found, &mut stat.largest));
                 LogStat { spares, ..counted }
             }
         };
@@ -169,11 +169,14 @@ impl Caught {
             sealed: sealed
                 .map(|named| map(named, size.bytes()))
                 .collect::<Result<_, _>>()?,
-            newest: snapshot.newest.map(|(number, _, bytes)| (number, bytes)),
+            newest: snapshot.newest.map(|(number, _, mut bytes)| {
+                bytes.resize(size.bytes() as usize, 0); // what was cut behind the last frame
+                (number, bytes)
+            }),
         })
     }
 
-    fn found<R>(&self, durable_lsn: u64, take: impl FnOnce(Found<'_>) -> R) -> R {
+    fn found<R>(&self, known: Known, take: impl FnOnce(Found<'_>) -> R) -> R {
         let checkpoints: Vec<(u64, &[u8])> = bytes_of(&self.checkpoints);
         let mut segments = bytes_of(&self.sealed);
         let newest = self.newest.as_ref();
@@ -181,7 +184,7 @@ impl Caught {
         take(Found {
             checkpoints: &checkpoints,
             segments: &segments,
-            durable_lsn,
+            known,
         })
     }
 }

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::log::recovery::{Fault, Hole};
 use crate::log::survey::{Sight, survey};
-use crate::store::recover::{Found, Recovered, judge_checkpoint, recover};
+use crate::store::recover::{Found, Known, Recovered, judge_checkpoint, recover};
 use crate::store::salvage::unreadable;
 use crate::store::{Setup, Store};
 
@@ -168,8 +168,8 @@ fn verify_log(view: &DataView, log: u32) -> Result<LogVerdict, OfflineError> {
     }
     let setup = view.setup(log);
     let mapped = Mapped::open(view.path(), log, setup.size, false)?;
-    let durable = view.super_block().durable_lsn[log as usize];
-    mapped.found(durable, |found| {
+    let known = Known::of(view.super_block(), log);
+    mapped.found(known, |found| {
         let places = Places {
             view,
             log,

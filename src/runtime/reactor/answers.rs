@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use iris_proto::id::{DeviceId, SendNumber};
+use iris_proto::id::{DeviceId, SendEpoch, SendNumber};
 use iris_proto::v2::{self, GoodbyeReason, RejectCode};
 use iris_proto::wire;
 
@@ -30,6 +30,7 @@ impl Core {
             match effect {
                 Effect::Accepted { reply, n, at } => {
                     self.note_durable(shard, at, reply.read);
+                    self.trace_durable(shard, at, reply.read);
                     self.answer(&Message::Accepted { reply, n });
                 }
                 Effect::Refused { reply, refusal } => self.refuse(reply, refusal),
@@ -96,6 +97,7 @@ impl Core {
         let (Message::Accepted { reply, .. } | Message::Rejected { reply, .. }) = message else {
             unreachable!("an append is no answer");
         };
+        self.trace_answered(reply, matches!(message, Message::Accepted { .. }));
         let Some(mut connection) = self.connections.take(socket_of(reply)) else {
             return;
         };
@@ -112,6 +114,7 @@ impl Core {
                     reject(out, reply.tag, code, expected.0, retry_after_ms, "");
                 }
                 Message::Accepted { reply, n } => {
+                    self.totals.accepts += 1;
                     wire::encode_accepted(&mut connection.out, reply.tag, n.0);
                     live.answers.note(reply.read);
                 }
@@ -177,22 +180,28 @@ impl Core {
     /// A session that only sends replaces none but itself: an older connection of the same send epoch,
     /// of which there may be sends to read that were repeated since on this one. Taken behind them they
     /// would count as what the client sent next. False when there is a newer one.
-    pub(super) fn replace_older_sender(
-        &mut self,
-        id: SocketId,
-        identity: &Identity,
-        at: Instant,
-    ) -> bool {
-        let key = (identity.hash, identity.epoch);
-        if let Some(other) = self.senders.get(&key).copied() {
-            let live = self.connections.get(other).and_then(Connection::live);
+    pub(super) fn replace_older_sender(&mut self, identity: &Identity, at: Instant) -> bool {
+        let older = self.senders.get(&identity.hash).and_then(|senders| {
+            let same = |(epoch, _): &&(SendEpoch, SocketId)| *epoch == identity.epoch;
+            senders.iter().find(same).map(|(_, older)| *older)
+        });
+        if let Some(older) = older {
+            let live = self.connections.get(older).and_then(Connection::live);
             if live.is_some_and(|live| live.at > at) {
                 return false;
             }
-            self.say_goodbye(other, GoodbyeReason::Replaced, 0);
+            self.say_goodbye(older, GoodbyeReason::Replaced, 0);
         }
-        self.senders.insert(key, id);
         true
+    }
+
+    /// How many sessions a user has: all of them are on this core.
+    pub(super) fn sessions_of(&self, shard: ShardId, identity: &Identity) -> usize {
+        let users = self.lanes.shard(shard).map(|shard| shard.users());
+        let slot = users.and_then(|users| users.find(identity.user.as_str(), identity.hash));
+        let devices = slot.and_then(|slot| self.sessions.get(&(shard, slot)));
+        let senders = self.senders.get(&identity.hash);
+        devices.map_or(0, Vec::len) + senders.map_or(0, Vec::len)
     }
 
     pub(super) fn mark_dirty(&mut self, connection: &mut Connection) {
@@ -241,6 +250,7 @@ impl Core {
         connection.state = State::Closing;
         connection.incomplete_since = None;
         connection.backlog = Vec::new();
+        connection.sealed = Vec::new();
         if std::mem::take(&mut connection.stalled) {
             self.sockets.resume(connection.id); // to see the peer's end
         }
@@ -265,11 +275,16 @@ impl Core {
             return;
         };
         self.live_sessions -= 1;
+        self.clear_alarm(live, id);
         self.propose_cursor(live);
         let identity = &live.session.identity;
-        let sender = (identity.hash, identity.epoch);
-        if identity.send_only && self.senders.get(&sender) == Some(&id) {
-            self.senders.remove(&sender);
+        if identity.send_only
+            && let Some(senders) = self.senders.get_mut(&identity.hash)
+        {
+            senders.retain(|(_, sender)| *sender != id);
+            if senders.is_empty() {
+                self.senders.remove(&identity.hash);
+            }
         }
         let Some(user) = live.user else { return };
         let key = (live.shard, user);

@@ -57,10 +57,12 @@ impl Core {
                 let identity = &live.session.identity;
                 let (user, device) = (identity.user.as_str(), identity.device.as_str());
                 let (user, device) = (user.to_owned(), device.to_owned());
+                self.totals.revoked_sessions += 1;
                 return self.audit(Event::Ended { user, device });
             }
             State::Live(_) | State::Leaving(..) | State::Closing => return,
         };
+        self.totals.revoked_logins += u64::from(reason == GoodbyeReason::Revoked);
         match reason {
             // What was wrong with the token has been said; the others are no refusals.
             GoodbyeReason::BadToken

@@ -64,7 +64,7 @@ pub struct Live {
     pub reauth_from: Instant,
     /// What is left of its rate of frames that ask nothing of the log.
     pub talk: Bucket,
-    /// It has talked too much and is not read until the next tick.
+    /// It has talked too much, or in too many records, and is not read until the next tick.
     pub rests: bool,
 }
 
@@ -94,6 +94,40 @@ impl Live {
     }
 }
 
+/// A record costs much the same, whatever is in it. It is worth it if it brings a frame, or so many bytes
+/// of one.
+pub const RECORD_WORTH_BYTES: usize = 512;
+
+/// Records that a connection sent, against what they brought.
+#[derive(Default)]
+pub struct RecordWork {
+    /// Those that brought nothing yet.
+    ahead: usize,
+    /// What is left of its rate of those that never will.
+    pub left: Bucket,
+    /// What is left of its rate of rests for having used that up.
+    pub rests: Bucket,
+}
+
+impl RecordWork {
+    /// Records became whole.
+    pub fn records(&mut self, records: usize) {
+        self.ahead += records;
+    }
+
+    /// A frame of so many bytes was cut out of them.
+    pub fn frame(&mut self, bytes: usize) {
+        self.ahead = self.ahead.saturating_sub(1 + bytes / RECORD_WORTH_BYTES);
+    }
+
+    /// Those beyond what others may still be worth; they are forgotten.
+    pub fn idle_beyond(&mut self, worth: usize) -> usize {
+        let idle = self.ahead.saturating_sub(worth);
+        self.ahead -= idle;
+        idle
+    }
+}
+
 /// Where a connection is in its life.
 pub enum State {
     /// TLS handshake and Hello.
@@ -116,6 +150,10 @@ pub struct Connection {
     pub state: State,
     /// Plaintext that waits until frames may be processed again.
     pub backlog: Vec<u8>,
+    /// Received bytes that are not opened before the connection has rested.
+    pub sealed: Vec<u8>,
+    /// What its records cost.
+    pub work: RecordWork,
     /// Frames that wait to be sealed.
     pub out: Vec<u8>,
     /// Sealed bytes (handshake, alerts) that wait to be sent.
@@ -191,6 +229,8 @@ impl Connection {
             decoder,
             state,
             backlog,
+            sealed: Vec::new(),
+            work: RecordWork::default(),
             out: Vec::new(),
             wire: Vec::new(),
             dirty: false,
@@ -215,6 +255,12 @@ impl Connection {
             State::Live(live) => Some(live),
             _ => None,
         }
+    }
+
+    /// Whether what comes is kept as it is until the connection has rested.
+    pub fn holds_sealed(&self) -> bool {
+        let rests = matches!(&self.state, State::Live(live) if live.rests);
+        rests || !self.sealed.is_empty()
     }
 
     /// Whether the next frame may be processed, as far as this connection is concerned.
@@ -290,6 +336,15 @@ impl Connections {
     pub fn get(&mut self, id: SocketId) -> Option<&mut Connection> {
         let connection = self.slots.get_mut(id.slot as usize)?.as_mut()?;
         (connection.id == id).then_some(&mut **connection)
+    }
+
+    /// A connection's session, where it is.
+    pub fn live(&self, id: SocketId) -> Option<&Live> {
+        let connection = self.at(id.slot as usize)?;
+        match &connection.state {
+            State::Live(live) if connection.id == id => Some(live),
+            _ => None,
+        }
     }
 
     /// Places of the table, free ones included. It never shrinks.

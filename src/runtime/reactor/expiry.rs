@@ -1,9 +1,10 @@
 //! When sessions end: with their tokens. They are warned ahead, and a Reauth carries them on.
 //!
-//! Every live session has one alarm, `Live::alarm_s`: first to warn it, then to end it. A new token sets
-//! it anew. What the heap holds beside that is stale and passed over when its time comes.
+//! Every live session has one alarm, `Live::alarm_s`: first to warn it, then to end it. A new token moves
+//! it, and it goes with its session: however often tokens are renewed, there are as many alarms as
+//! sessions.
 
-use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iris_proto::limits::REAUTH_PAUSE_MS;
@@ -11,58 +12,83 @@ use iris_proto::v2::server_frame::Frame;
 use iris_proto::v2::{self, GoodbyeReason, RejectCode};
 use iris_proto::wire;
 
+use super::Core;
 use super::connection::{Connection, Live, State};
 use super::inbound::reject;
-use super::{Core, EXPIRING_SLACK};
 use crate::runtime::stream::SocketId;
 use crate::session::Token;
 use crate::session::login::{first_alarm_s, may_renew};
+
+/// When sessions are to be warned or ended, in seconds since the Unix epoch. 0 is never.
+#[derive(Debug, Default)]
+pub(super) struct Alarms(BTreeSet<(u64, SocketId)>);
+
+impl Alarms {
+    /// Moves a session's alarm from when it was.
+    fn put(&mut self, id: SocketId, was_s: u64, at_s: u64) {
+        self.0.remove(&(was_s, id));
+        if at_s > 0 {
+            self.0.insert((at_s, id));
+        }
+    }
+
+    /// The session whose alarm is due, if one is; its alarm is gone.
+    fn due(&mut self, now_s: u64) -> Option<(u64, SocketId)> {
+        if self.0.first()?.0 > now_s {
+            return None;
+        }
+        self.0.pop_first()
+    }
+
+    fn len(&self) -> u64 {
+        self.0.len() as u64
+    }
+}
 
 impl Core {
     /// Sets the alarm of a session whose token was just taken.
     pub(super) fn set_alarm(&mut self, live: &mut Live, id: SocketId) {
         let end_s = live.session.identity.token.expires_s;
-        live.alarm_s = first_alarm_s(end_s, self.now.unix_s());
-        self.alarm_later(live.alarm_s, id);
+        let at_s = first_alarm_s(end_s, self.now.unix_s());
+        self.move_alarm(live, id, at_s);
     }
 
-    /// Stale alarms leave the heap when they are the most of it.
-    fn alarm_later(&mut self, at_s: u64, id: SocketId) {
-        if self.expiring.len() > 2 * self.sockets.count() + EXPIRING_SLACK {
-            let connections = &mut self.connections;
-            self.expiring.retain(|Reverse((at_s, id))| {
-                let live = connections.get(*id).and_then(Connection::live);
-                live.is_some_and(|live| live.alarm_s == *at_s)
-            });
-        }
-        self.expiring.push(Reverse((at_s, id)));
+    /// A session that ends has no alarm any more.
+    pub(super) fn clear_alarm(&mut self, live: &mut Live, id: SocketId) {
+        self.move_alarm(live, id, 0);
+    }
+
+    fn move_alarm(&mut self, live: &mut Live, id: SocketId, at_s: u64) {
+        let was_s = std::mem::replace(&mut live.alarm_s, at_s);
+        self.alarms.put(id, was_s, at_s);
     }
 
     /// Warns and ends the sessions whose time has come.
     pub(super) fn expire_sessions(&mut self) {
+        assert!(
+            self.alarms.len() == self.live_sessions,
+            "one alarm for each session"
+        );
         let now_s = self.now.unix_s();
-        while let Some(Reverse((at_s, id))) = self.expiring.peek().copied() {
-            if at_s > now_s {
-                return;
-            }
-            self.expiring.pop();
-            if let Some(mut connection) = self.connections.take(id) {
-                self.alarm(&mut connection, at_s, now_s);
-                self.connections.put_back(connection);
-            }
+        while let Some((at_s, id)) = self.alarms.due(now_s) {
+            let Some(mut connection) = self.connections.take(id) else {
+                unreachable!("an alarm goes with its session");
+            };
+            self.alarm(&mut connection, at_s, now_s);
+            self.connections.put_back(connection);
         }
     }
 
     fn alarm(&mut self, connection: &mut Connection, at_s: u64, now_s: u64) {
+        let id = connection.id;
         let Some(live) = connection.live().filter(|live| live.alarm_s == at_s) else {
-            return; // it has another token by now
+            unreachable!("an alarm is its session's, and moves with its token");
         };
         let end_s = live.session.identity.token.expires_s;
         if end_s <= now_s {
             return self.leave(connection, GoodbyeReason::TokenExpired, 0);
         }
-        live.alarm_s = end_s;
-        self.alarm_later(end_s, connection.id);
+        self.move_alarm(live, id, end_s);
         let seconds_left = end_s - now_s;
         let expiring = v2::Expiring { seconds_left };
         wire::encode_server(&mut connection.out, Frame::Expiring(expiring));
@@ -111,5 +137,35 @@ impl Core {
         let expires_in_s = expires_s.saturating_sub(now_s);
         let reauthed = v2::Reauthed { tag, expires_in_s };
         wire::encode_server(&mut connection.out, Frame::Reauthed(reauthed));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// R
+    #[test]
+    fn however_often_a_token_is_renewed_there_is_one_alarm_and_it_is_the_last() {
+        let mut alarms = Alarms::default();
+        let id = |slot| SocketId {
+            slot,
+            generation: 0,
+        };
+        alarms.put(id(1), 0, 50);
+        let mut was_s = 0;
+        for renewal in 0..10_000 {
+            let at_s = 100 + renewal * 7 % 40; // to and fro, and the same again
+            alarms.put(id(2), was_s, at_s);
+            alarms.put(id(2), at_s, at_s);
+            was_s = at_s;
+        }
+        assert_eq!(alarms.len(), 2);
+        assert_eq!(alarms.due(49), None);
+        assert_eq!(alarms.due(50), Some((50, id(1))));
+        assert_eq!(alarms.due(u64::MAX), Some((was_s, id(2))));
+        alarms.put(id(3), 0, 50);
+        alarms.put(id(3), 50, 0);
+        assert_eq!(alarms.due(u64::MAX), None);
     }
 }

@@ -55,6 +55,14 @@ impl Core {
             }
             return;
         }
+        if connection.holds_sealed() {
+            let data = self.sockets.data(&buffer);
+            connection.sealed.extend_from_slice(data); // what came before reading it rests
+            self.sockets.release(buffer);
+            self.stall(&mut connection);
+            self.connections.put_back(connection);
+            return;
+        }
         let mut plain = std::mem::take(&mut self.plain);
         plain.clear();
         let data = self.sockets.data(&buffer);
@@ -77,8 +85,12 @@ impl Core {
         match opened {
             Ok(opened) => {
                 self.note_handshake(&mut connection);
+                if !opened.handshaking {
+                    connection.work.records(opened.records);
+                }
                 self.process(&mut connection, &plain);
                 self.note_progress(&mut connection);
+                self.charge_records(&mut connection);
                 self.plain = plain;
                 self.connections.put_back(connection);
                 if opened.closed {
@@ -130,7 +142,10 @@ impl Core {
         while !input.is_empty() && self.gate_is_open(connection) {
             let outcome = match decoder.next(&mut input) {
                 Ok(None) => break,
-                Ok(Some(frame)) => self.frame(connection, frame),
+                Ok(Some(frame)) => {
+                    connection.work.frame(frame.len());
+                    self.frame(connection, frame)
+                }
                 Err(FrameError::TooLarge { .. }) => Err((GoodbyeReason::FrameTooLarge, 0)),
             };
             connection.incomplete_since = None;
@@ -206,6 +221,7 @@ impl Core {
     }
 
     fn send(&mut self, connection: &mut Connection, send: &SendRef<'_>) -> Result<(), Leave> {
+        self.totals.messages += 1;
         let State::Live(live) = &mut connection.state else {
             unreachable!("live frames only")
         };
@@ -254,6 +270,7 @@ impl Core {
             read: Stamp::of(self.now.ns),
         };
         let home = self.placement.core_of(self.placement.shard_of(to));
+        self.trace_received(&append, &reply, home != self.id);
         let message = Message::Append {
             to,
             reply,
@@ -298,6 +315,7 @@ impl Core {
             unreachable!("only appends go to shards");
         };
         let shard = self.placement.shard_of(to);
+        self.trace_proposed(command, &reply);
         if self.ladder.shed() >= Shed::Sends {
             self.totals.shed_sends += 1; // another core did not know
             let refusal = Refusal::Overloaded;
@@ -442,12 +460,18 @@ impl Core {
             };
             connection.retrying = false;
             self.go_on(&mut connection);
-            self.connections.put_back(connection);
+            let may_open = connection.backlog.is_empty() && connection.may_process();
+            if may_open && !connection.sealed.is_empty() {
+                self.open_held(connection);
+            } else {
+                self.connections.put_back(connection);
+            }
         }
     }
 
     fn go_on(&mut self, connection: &mut Connection) {
-        if !connection.stalled || matches!(connection.state, State::Closing) {
+        let rests = matches!(&connection.state, State::Live(live) if live.rests);
+        if !connection.stalled || rests || matches!(connection.state, State::Closing) {
             return;
         }
         connection.stalled = false;
@@ -456,7 +480,10 @@ impl Core {
         let rest = self.process_frames(connection, &backlog);
         if rest.is_empty() {
             self.note_progress(connection);
-            self.sockets.resume(connection.id);
+            connection.stalled = !connection.sealed.is_empty();
+            if !connection.stalled {
+                self.sockets.resume(connection.id);
+            }
         } else {
             connection.backlog = rest.to_vec();
             connection.stalled = true;

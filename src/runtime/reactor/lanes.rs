@@ -130,6 +130,15 @@ impl Lanes {
         lane.store.shard(id)
     }
 
+    /// The files of the log that holds a shard's messages, to be read.
+    pub(super) fn files(&self, id: ShardId) -> &Files {
+        let log = self.placement.log_of(id);
+        let Some(lane) = self.lanes.iter().find(|lane| lane.id == log) else {
+            unreachable!("log {} belongs to another core", log.0);
+        };
+        &lane.files
+    }
+
     /// The files of the log that holds a shard's messages.
     pub(super) fn files_mut(&mut self, id: ShardId) -> &mut Files {
         &mut self.lane_mut(id).files
@@ -150,8 +159,22 @@ impl Lanes {
 
     /// Whether so much waits for the disk that nothing more should be read.
     pub(super) fn is_congested(&self) -> bool {
+        self.pending_bytes() >= PENDING_BYTES_MAX
+    }
+
+    /// Bytes of commands that wait for the logs.
+    pub(super) fn pending_bytes(&self) -> usize {
         let pending = self.lanes.iter().map(|lane| lane.store.pending_bytes());
-        pending.sum::<usize>() >= PENDING_BYTES_MAX
+        pending.sum()
+    }
+
+    /// The shards of this core that are served, from the `nth` on.
+    pub(super) fn shard_from(&self, nth: usize) -> Option<&Shard> {
+        let shards = self.lanes.iter().flat_map(|lane| {
+            let shards = lane.store.shards().iter();
+            shards.filter_map(|id| lane.store.shard(*id))
+        });
+        shards.into_iter().nth(nth)
     }
 
     /// Gives a shard an input; what it wants done is appended to `effects`. False when the shard is
@@ -273,7 +296,8 @@ impl Lanes {
         self.lanes.iter_mut().for_each(|lane| lane.store.rest());
     }
 
-    /// Unmaps segments that were removed; only while no page-in of this core is under way.
+    /// Unmaps segments that were removed before the last call, before which all page-ins must have begun
+    /// that are under way: see [`super::outbound::PageIns`].
     pub(super) fn unmap_removed(&mut self) {
         self.lanes
             .iter_mut()

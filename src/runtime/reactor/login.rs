@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Strangers have room of their own, `limits.handshakes_per_core`: however many come, they take no place
-//! of a session. What they cost a core is bounded: so many are accepted ([`ARRIVALS_AT_ONCE`]), let go
+//! of a session; and one address has a part of it, `limits.handshakes_per_address`. What they cost a core is
+//! bounded: so many are accepted ([`ARRIVALS_AT_ONCE`]), let go
 //! ([`DEPARTURES_PER_TURN`]), and one step of one handshake is done ([`HANDSHAKE_PAUSE_MAX`]), when nothing
 //! else is to be done, or a millisecond after the last ones. Whoever comes beyond it waits in the kernel's
 //! queue, or here with what it sent: so a storm takes the time that sessions leave.
@@ -14,7 +15,7 @@
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iris_proto::id::Seq;
 use iris_proto::limits::FRAME_BYTES_MAX;
@@ -32,7 +33,7 @@ use crate::runtime::stream::{SocketId, peer_of};
 use crate::runtime::tls::{PARTIAL_BYTES_MAX, Tls};
 use crate::session::login::{check_version, identify, welcome};
 use crate::session::{Identity, Session};
-use crate::shard::user::Device;
+use crate::shard::user::{Device, UserSlot};
 use crate::shard::{Input, ReplyTo};
 use crate::stamp::Stamp;
 
@@ -49,11 +50,15 @@ pub const ARRIVALS_PAUSE_MAX: Duration = Duration::from_millis(1);
 pub const DEPARTURES_PER_TURN: usize = 8;
 /// How long a stranger may take to log in when others want his room.
 pub const PATIENCE_WHEN_FULL: Duration = Duration::from_secs(1);
-/// Bytes of a stranger that wait for his turn. More: he is cut, if he was not answered yet; what comes
-/// right behind a Hello is not held back, the step is done at once.
+/// Bytes of a stranger that wait for his turn, once he was answered; of others it is what a handshake may
+/// take. More: he is cut, if he was not answered yet; what comes right behind a Hello is not held back, the
+/// step is done at once.
 const WAITING_BYTES_MAX: usize = PARTIAL_BYTES_MAX;
 /// Clients that find a core full come back within so many milliseconds, spread by jitter.
 pub const FULL_RETRY_MS: u64 = 10_000;
+
+/// Clients whose user has too many sessions come back after so many milliseconds.
+const SESSIONS_RETRY_MS: u64 = 10_000;
 
 /// Why, and after how many milliseconds to come back.
 type Leave = (GoodbyeReason, u64);
@@ -79,15 +84,17 @@ impl Core {
         let Some(guest) = self.admit(address) else {
             return;
         };
-        let tls = match Tls::server(self.policy.tls.clone()) {
+        let mut tls = match Tls::server(self.policy.tls.clone()) {
             Ok(tls) => tls,
             Err(error) => {
                 tracing::error!(core = self.id.0, %error, "no TLS session could be made");
                 return;
             }
         };
+        tls.bound_handshake(self.policy.handshake_bytes_max);
         self.totals.accepted += 1;
         self.strangers += 1;
+        self.crowds.enter(address);
         let id = self.sockets.adopt(socket);
         self.connections.insert(Box::new(Connection::greeting(
             id,
@@ -111,6 +118,11 @@ impl Core {
             &mut self.totals.refused_handshakes
         } else if self.sockets.count() - self.strangers >= self.policy.connections_per_core_max {
             &mut self.totals.refused_full
+        } else if limits
+            .handshakes_per_address
+            .is_some_and(|max| self.crowds.of(address) >= max)
+        {
+            &mut self.totals.refused_crowd
         } else {
             let Some((address, max)) = address.zip(limits.connections_per_address) else {
                 return Some(None);
@@ -150,7 +162,11 @@ impl Core {
 
     /// Keeps what a stranger sent until a turn has time for his handshake. False: it is too much.
     pub(super) fn wait_for_handshake(&mut self, connection: &mut Connection, data: &[u8]) -> bool {
-        if connection.backlog.len() + data.len() > WAITING_BYTES_MAX {
+        let max = match connection.answered {
+            false => self.policy.handshake_bytes_max,
+            true => WAITING_BYTES_MAX,
+        };
+        if connection.backlog.len() + data.len() > max {
             return false;
         }
         connection.backlog.extend_from_slice(data);
@@ -200,6 +216,7 @@ impl Core {
     pub(super) fn no_stranger(&mut self, connection: &mut Connection) {
         if std::mem::take(&mut connection.is_stranger) {
             self.strangers -= 1;
+            self.crowds.leave(connection.address);
         }
     }
 
@@ -359,6 +376,28 @@ impl Core {
         user.is_some_and(|user| users.get(user).device(identity.device.as_str()).is_some())
     }
 
+    /// Ends the older session that a new one replaces, and sees whether its user may have one more.
+    fn take_place(
+        &mut self,
+        identity: &Identity,
+        shard: ShardId,
+        user: Option<UserSlot>,
+        at: Instant,
+    ) -> Result<(), Leave> {
+        let is_newest = match user {
+            Some(user) => self.replace_older(shard, user, &identity.device, at),
+            None => !identity.send_only || self.replace_older_sender(identity, at),
+        };
+        if !is_newest {
+            return Err((GoodbyeReason::Replaced, 0));
+        }
+        if self.sessions_of(shard, identity) >= self.policy.limits.sessions_per_user {
+            self.totals.refused_sessions += 1;
+            return Err((GoodbyeReason::TooManySessions, SESSIONS_RETRY_MS));
+        }
+        Ok(())
+    }
+
     /// Turns an entering connection into a session and says Welcome.
     pub(super) fn go_live(&mut self, connection: &mut Connection) {
         let State::Entering(login) = &connection.state else {
@@ -375,11 +414,8 @@ impl Core {
         let slot = users.and_then(|users| users.find(identity.user.as_str(), identity.hash));
         let user = slot.filter(|_| !identity.send_only);
         // Replacing settles the cursor.
-        if user.is_some_and(|user| !self.replace_older(shard, user, &identity.device, at)) {
-            return self.leave(connection, GoodbyeReason::Replaced, 0);
-        }
-        if identity.send_only && !self.replace_older_sender(connection.id, &identity, at) {
-            return self.leave(connection, GoodbyeReason::Replaced, 0);
+        if let Err((reason, retry_ms)) = self.take_place(&identity, shard, user, at) {
+            return self.leave(connection, reason, retry_ms);
         }
         let inbox = user.zip(self.lanes.shard(shard));
         let (head, oldest, cursor) = inbox.map_or((Seq(0), Seq(1), Seq(0)), |(slot, shard)| {
@@ -408,6 +444,10 @@ impl Core {
                 .entry((shard, user))
                 .or_default()
                 .push(connection.id);
+        }
+        if identity.send_only {
+            let senders = self.senders.entry(identity.hash).or_default();
+            senders.push((identity.epoch, connection.id));
         }
         connection.decoder.set_max(FRAME_BYTES_MAX);
         self.audit_login(&identity, connection.address);

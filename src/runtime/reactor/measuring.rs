@@ -14,12 +14,13 @@ use super::Core;
 use super::connection::{Connection, Live};
 use crate::measure::{Histograms, Places, Stage, Waits};
 use crate::placement::ShardId;
+use crate::shard::slot::Slot;
 use crate::stamp::Stamp;
 
 /// A core's histograms and what it needs to fill them.
 pub(super) struct Measuring {
     pub set: Box<Histograms>,
-    places: Places,
+    pub places: Places,
 }
 
 impl Measuring {
@@ -115,6 +116,7 @@ impl Core {
 
     /// A connection's answers and these entries have gone to its socket, if there were any.
     pub(super) fn note_written(&mut self, connection: &mut Connection, mut entries: Waits) {
+        self.trace_written(connection.id);
         let Some(live) = connection.live() else {
             return;
         };
@@ -142,7 +144,7 @@ impl Core {
             .0
             .max(seq.0.saturating_sub(u64::from(WINDOW_ENTRIES_MAX)));
         for seq in first + 1..=seq.0 {
-            let position = inbox.slot(Seq(seq)).and_then(|slot| slot.position());
+            let position = inbox.slot(Seq(seq)).and_then(Slot::position);
             let times = position.and_then(|position| self.measuring.places.get(log, position));
             if let Some((read, _)) = times
                 && self.is_of(live, read)
@@ -151,6 +153,7 @@ impl Core {
                 self.measuring.set.record(Stage::E2e, took);
             }
         }
+        self.trace_acknowledged(live, first, seq.0);
     }
 
     /// Whether something is as young as a session: what came before it waited for nobody's speed.

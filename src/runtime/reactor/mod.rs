@@ -27,11 +27,13 @@ mod login;
 mod measuring;
 mod outbound;
 mod patience;
+mod peaks;
 mod report;
 mod revoking;
+mod survey;
+mod tracer;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,7 +42,7 @@ use hashbrown::HashMap;
 use iris_proto::id::SendEpoch;
 use iris_proto::v2::GoodbyeReason;
 
-use super::admission::Admission;
+use super::admission::{Admission, Crowds};
 use super::audit::Queue;
 use super::clock::Clock;
 use super::mesh::{Mesh, Parcel};
@@ -48,6 +50,7 @@ use super::policy::Policy;
 use super::report::{CoreReport, Totals};
 use super::storage::Files;
 use super::stream::{Event, SLEEP_MAX, SocketId, Sockets, wait};
+use super::trace::{Noted, Watch};
 use crate::auth::Revocations;
 use crate::limit::{Buckets, Ladder, Rate, Shed};
 use crate::measure::Histograms;
@@ -59,11 +62,16 @@ pub use connection::Handoff;
 use connection::{Connections, State};
 use drain::Draining;
 pub use drain::{FAREWELL, Farewells, SHUTDOWN_RETRY_MS};
+use expiry::Alarms;
 pub use hooks::{Hooks, SyncGate};
 use lanes::Lanes;
 use measuring::Measuring;
-use patience::{TALK_BURST, TALK_PER_S};
+use outbound::PageIns;
+use patience::{IDLE_RECORDS_BURST, IDLE_RECORDS_PER_S, RECORD_RESTS_MAX, TALK_BURST, TALK_PER_S};
+use peaks::Turns;
 use revoking::Revoking;
+use survey::Survey;
+use tracer::Tracer;
 
 /// Events taken from the sockets in one turn; the rest waits for the next.
 pub const EVENTS_PER_TURN: usize = 512;
@@ -75,9 +83,6 @@ pub const ACK_GATHER: Duration = Duration::from_millis(200);
 /// A device that acknowledged so many entries since its last proposed cursor does not wait for the
 /// gathering, or a fast inbox would look full.
 pub const ACK_GATHER_ENTRIES: u64 = 512;
-/// Alarms of sessions that are gone or have a new token which a core may remember, beside twice as many as
-/// it has sockets.
-const EXPIRING_SLACK: usize = 1024;
 /// How long a peer may take to close after our Goodbye before we cut.
 pub const CLOSING_MAX: Duration = Duration::from_secs(2);
 
@@ -95,6 +100,13 @@ pub enum Control {
         reset: bool,
         /// Not waited for, as with `Report`.
         reply: Sender<Box<Histograms>>,
+    },
+    /// Watch these users from now on, and nobody else; say what was noted of those before.
+    Trace {
+        /// Whom, and up to when.
+        watches: Vec<Watch>,
+        /// Not waited for, as with `Report`.
+        reply: Sender<Noted>,
     },
     /// From now on this certificate, these keys and these limits hold. Whoever is here stays.
     Adopt {
@@ -149,9 +161,14 @@ pub(super) struct Core {
     /// What users may still send; `None`: as much as they like.
     rates: Option<Buckets<UserHash>>,
     talk_rate: Rate,
+    /// Of records that bring nothing, and of rests for them.
+    idle_rate: Rate,
+    rest_rate: Rate,
     ladder: Ladder,
     /// Connections that count as strangers.
     strangers: usize,
+    /// Them by their addresses.
+    crowds: Crowds,
     /// Handshakes that wait for a turn with time for them.
     handshakes: VecDeque<SocketId>,
     /// One of them is done from then on, whatever else there is to do.
@@ -172,8 +189,8 @@ pub(super) struct Core {
     connections: Connections,
     /// Live sessions of each user that has any, for waking them.
     sessions: HashMap<(ShardId, UserSlot), Vec<SocketId>>,
-    /// Live sessions that only send, by user and send epoch.
-    senders: HashMap<(UserHash, SendEpoch), SocketId>,
+    /// Live sessions that only send, of each user that has any, by send epoch.
+    senders: HashMap<UserHash, Vec<(SendEpoch, SocketId)>>,
     /// Connections that are [`State::Live`].
     live_sessions: u64,
     /// Connections that may have something to send, longest waiting first; each once.
@@ -190,8 +207,8 @@ pub(super) struct Core {
     greeting: VecDeque<(Instant, SocketId)>,
     /// Those who were told Goodbye, oldest first.
     closing: VecDeque<(Instant, SocketId)>,
-    /// When sessions are to be warned or ended, in seconds since the Unix epoch.
-    expiring: BinaryHeap<Reverse<(u64, SocketId)>>,
+    /// When sessions are to be warned or ended.
+    alarms: Alarms,
     events: Vec<Event>,
     /// Plaintext of the connection at hand.
     plain: Vec<u8>,
@@ -206,10 +223,15 @@ pub(super) struct Core {
     /// What all cores know of who has stopped.
     farewells: Arc<Farewells>,
     /// Page-ins under way, and those who wait for one of them to end.
-    populating: usize,
+    page_ins: PageIns,
     waiting_to_populate: Vec<SocketId>,
     totals: Totals,
+    /// How full it was lately.
+    turns: Turns,
+    /// What its users' inboxes hold, looked at while somebody asks.
+    survey: Survey,
     measuring: Measuring,
+    tracer: Tracer,
 }
 
 impl Core {
@@ -225,8 +247,11 @@ impl Core {
             audit: parts.audit,
             admission: parts.admission,
             talk_rate: Rate::new(TALK_PER_S, 1, TALK_BURST).expect("more than none"),
+            idle_rate: Rate::new(IDLE_RECORDS_PER_S, 1, IDLE_RECORDS_BURST).expect("as above"),
+            rest_rate: Rate::new(1, 1, RECORD_RESTS_MAX).expect("as above"),
             ladder: Ladder::default(),
             strangers: 0,
+            crowds: Crowds::default(),
             handshakes: VecDeque::new(),
             next_handshake: now.monotonic,
             next_arrivals: now.monotonic,
@@ -254,7 +279,7 @@ impl Core {
             gathering: Vec::new(),
             greeting: VecDeque::new(),
             closing: VecDeque::new(),
-            expiring: BinaryHeap::new(),
+            alarms: Alarms::default(),
             events: Vec::with_capacity(EVENTS_PER_TURN),
             plain: Vec::new(),
             command: Vec::new(),
@@ -264,10 +289,13 @@ impl Core {
             next_gathering: now.monotonic,
             draining: None,
             farewells: parts.farewells,
-            populating: 0,
+            page_ins: PageIns::default(),
             waiting_to_populate: Vec::new(),
             totals: Totals::default(),
+            turns: Turns::default(),
+            survey: Survey::new(now.monotonic),
             measuring: Measuring::new(now.unix_ms),
+            tracer: Tracer::new(now.monotonic),
         }
     }
 
@@ -289,7 +317,7 @@ impl Core {
                 }
             }
         }
-        tracing::info!(core = self.id.0, totals = ?self.totals(), "core stopped");
+        self.tell_the_end();
         // A bounded channel keeps what nobody will take: who asked shall not wait for an answer.
         drop(self.control.try_iter().last());
         self.lanes.durable_ends()
@@ -309,6 +337,8 @@ impl Core {
         self.tick();
         self.sweep();
         let more_input = self.sockets.has_work();
+        let pending = self.lanes.pending_bytes() as u64;
+        self.turns.pending.note(now_us, pending);
         self.poll_lanes(more_input);
         self.carry_out();
         self.send_dirty();
@@ -337,6 +367,7 @@ impl Core {
         let mut events = std::mem::take(&mut self.events);
         self.sockets.turn(&mut events, EVENTS_PER_TURN);
         self.totals.events += events.len() as u64;
+        self.turns.events.note(self.now_us(), events.len() as u64);
         let has_come = !events.is_empty();
         for event in events.drain(..) {
             match event {
@@ -367,7 +398,7 @@ impl Core {
 
     fn job_done(&mut self, job: u64, result: Result<(), i32>, buffers: Vec<Vec<u8>>) {
         match outbound::populated_for(job) {
-            Some(id) => self.populated(id, result),
+            Some((id, page_in)) => self.populated(id, page_in, result),
             None => {
                 self.now.touch();
                 let set = &mut self.measuring.set;
@@ -383,6 +414,8 @@ impl Core {
 
     /// Takes what has come from other cores; whether anything had.
     fn take_mail(&mut self) -> bool {
+        let now_us = self.now_us();
+        self.turns.parcels.note(now_us, self.mesh.waiting() as u64);
         if !self.takes_mail() {
             return false; // the rings fill, and then the cores behind them stop reading
         }
@@ -413,8 +446,7 @@ impl Core {
         self.next_tick = self.now.monotonic + TICK;
         let set = &mut self.measuring.set;
         self.lanes.release_held(&mut self.now, set);
-        self.audit.settle(self.now.unix_ms);
-        if self.populating == 0 {
+        if self.page_ins.turn() {
             self.lanes.unmap_removed();
         }
         while let Ok(control) = self.control.try_recv() {
@@ -431,6 +463,9 @@ impl Core {
                     reply,
                 } => {
                     let _ = reply.try_send(self.hand_over_histograms(empty, reset));
+                }
+                Control::Trace { watches, reply } => {
+                    let _ = reply.try_send(self.watch(watches));
                 }
                 Control::Report(reply) => {
                     let _ = reply.try_send(self.report()); // who asked may have left
@@ -451,6 +486,8 @@ impl Core {
         while let Some(id) = pop_due(&mut self.closing, self.now.monotonic) {
             self.drop_connection(id);
         }
+        self.look_at_inboxes();
+        self.end_watches();
         self.expire_sessions();
         self.end_rests();
         self.look_around();

@@ -20,7 +20,7 @@ use super::Core;
 use super::connection::{Connection, Live, State};
 use crate::measure::Waits;
 use crate::placement::ShardId;
-use crate::runtime::stream::SocketId;
+use crate::runtime::stream::{SOCKETS_MAX, SocketId};
 use crate::session::Next;
 use crate::shard::command::{self, Command};
 
@@ -43,17 +43,71 @@ pub const POPULATES_MAX: usize = 64;
 
 /// Marks the job numbers of page-ins; below it are logs.
 const POPULATE_JOB: u64 = 1 << 63;
+/// Which of the two counts a page-in is in.
+const SECOND_COUNT: u64 = 1 << 62;
+const _: () = assert!(SOCKETS_MAX <= 1 << 30); // a slot has the bits below
 
-/// The connection that a finished page-in was for; `None` for the job of a log.
-pub(super) fn populated_for(job: u64) -> Option<SocketId> {
+/// Page-ins under way, in two counts: those that began since the last turn, and those before. Who reads what
+/// is cold without a pause never lets their sum be 0, but each of the two soon is.
+#[derive(Debug, Default)]
+pub(super) struct PageIns {
+    under_way: [usize; 2],
+    /// The count of those that begin now.
+    now: usize,
+}
+
+/// In which count a page-in is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PageIn(usize);
+
+impl PageIns {
+    fn are_full(&self) -> bool {
+        self.under_way.iter().sum::<usize>() >= POPULATES_MAX
+    }
+
+    fn begin(&mut self) -> PageIn {
+        self.under_way[self.now] += 1;
+        PageIn(self.now)
+    }
+
+    fn end(&mut self, page_in: PageIn) {
+        self.under_way[page_in.0] -= 1;
+    }
+
+    /// Begins the next count, if all page-ins have ended that began before the last one did: what was
+    /// removed from use by then may be unmapped.
+    pub fn turn(&mut self) -> bool {
+        let is_over = self.under_way[1 - self.now] == 0;
+        if is_over {
+            self.now = 1 - self.now;
+        }
+        is_over
+    }
+}
+
+fn populate_job(id: SocketId, page_in: PageIn) -> u64 {
+    let count = if page_in.0 == 0 { 0 } else { SECOND_COUNT };
+    POPULATE_JOB | count | (u64::from(id.slot) << 32) | u64::from(id.generation)
+}
+
+/// The connection that a finished page-in was for, and its count; `None` for the job of a log.
+pub(super) fn populated_for(job: u64) -> Option<(SocketId, PageIn)> {
     #[expect(
         clippy::cast_possible_truncation,
         reason = "both halves were packed from their types"
     )]
-    (job & POPULATE_JOB != 0).then_some(SocketId {
-        slot: (job >> 32) as u32 & 0x7fff_ffff,
+    let id = SocketId {
+        slot: (job >> 32) as u32 & 0x3fff_ffff,
         generation: job as u32,
-    })
+    };
+    let page_in = PageIn(usize::from(job & SECOND_COUNT != 0));
+    (job & POPULATE_JOB != 0).then_some((id, page_in))
+}
+
+/// Whether a page-in that failed so means that the bytes are not there (madvise(2): EFAULT stands for a
+/// SIGBUS at access, which is what a read behind a file's end or a failed read gives).
+const fn is_damage(errno: i32) -> bool {
+    matches!(errno, libc::EFAULT | libc::EIO | libc::EHWPOISON)
 }
 
 /// What a client is told of entries whose messages were set aside.
@@ -221,17 +275,7 @@ impl Core {
                 live.session.skipped(next, last);
                 continue;
             };
-            let log = self.lanes.files_mut(shard);
-            if let Some((address, bytes)) = log.cold_range(position, ENTRY_SPAN_BYTES) {
-                if self.populating >= POPULATES_MAX {
-                    self.waiting_to_populate.push(id);
-                    return Pulled::Waits(position);
-                }
-                self.populating += 1;
-                let job = POPULATE_JOB | (u64::from(id.slot) << 32) | u64::from(id.generation);
-                // SAFETY: the range lies in a map of this core's log, which unmaps nothing before it
-                // is dropped, and that is after `sockets` has drained its jobs.
-                unsafe { self.sockets.populate(job, address, bytes) };
+            if self.page_in(id, shard, position) {
                 return Pulled::Waits(position);
             }
             let user = live.session.identity.user.as_str();
@@ -240,6 +284,7 @@ impl Core {
                     self.totals.entries += 1;
                     if tag == 0 {
                         self.note_pushed(live, position, entries);
+                        self.trace_pushed(id, live, position);
                     }
                     live.session.went(next, bytes);
                 }
@@ -247,6 +292,25 @@ impl Core {
             }
         }
         Pulled::All
+    }
+
+    /// Whether the pages behind a position are not in memory; then they are on their way, or it is waited
+    /// for room to begin with them.
+    fn page_in(&mut self, id: SocketId, shard: ShardId, position: u64) -> bool {
+        let log = self.lanes.files_mut(shard);
+        let Some((address, bytes)) = log.cold_range(position, ENTRY_SPAN_BYTES) else {
+            return false;
+        };
+        if self.page_ins.are_full() {
+            self.waiting_to_populate.push(id);
+            return true;
+        }
+        let job = populate_job(id, self.page_ins.begin());
+        // SAFETY: the range lies in a map of this core's log. What is removed is unmapped when the
+        // page-ins have ended that began before (`PageIns`), and the rest when the log is dropped,
+        // which is after `sockets` has drained its jobs.
+        unsafe { self.sockets.populate(job, address, bytes) };
+        true
     }
 
     /// Appends one entry's frame from where the entry lies in the log; its body's bytes. `None` when
@@ -285,12 +349,10 @@ impl Core {
         Some(append.body.len())
     }
 
-    pub(super) fn populated(&mut self, id: SocketId, result: Result<(), i32>) {
-        self.populating -= 1;
+    pub(super) fn populated(&mut self, id: SocketId, page_in: PageIn, result: Result<(), i32>) {
+        self.page_ins.end(page_in);
         if let Err(errno) = result {
-            let error = std::io::Error::from_raw_os_error(errno);
-            tracing::error!(core = self.id.0, %error, "log pages could not be read; the session ends");
-            self.say_goodbye(id, GoodbyeReason::Internal, 0);
+            self.not_populated(id, errno);
         }
         if result.is_ok()
             && let Some(connection) = self.connections.get(id)
@@ -305,6 +367,24 @@ impl Core {
         for waiting in std::mem::take(&mut self.waiting_to_populate) {
             self.pull_again(waiting);
         }
+    }
+
+    /// The pages of an entry cannot be had. Where the file ends before them, or the disk or the memory has
+    /// them no more, that is damage as much as a bit that turned.
+    fn not_populated(&mut self, id: SocketId, errno: i32) {
+        let error = std::io::Error::from_raw_os_error(errno);
+        let connection = self.connections.get(id);
+        let place = connection.and_then(|connection| connection.populating);
+        match place.filter(|_| is_damage(errno)) {
+            Some((shard, position)) => {
+                tracing::error!(shard = shard.0, lsn = position, %error, "a part of the log cannot be read, its file ends too early or its disk fails, and an entry was not delivered; stop the switch, look with `iris log verify`, then restore a backup or set it aside with `iris log salvage`");
+                self.lanes.met_damage(shard);
+            }
+            None => {
+                tracing::error!(core = self.id.0, %error, "log pages could not be read; the session ends");
+            }
+        }
+        self.say_goodbye(id, GoodbyeReason::Internal, 0);
     }
 
     /// Lets a connection pull again that waited for pages.
@@ -343,5 +423,57 @@ impl Core {
         if is_useful && self.buffers.len() < BUFFERS_KEPT_MAX {
             self.buffers.push(buffer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// R: D-5. A segment that was removed keeps its space on the disk for as long as it is mapped.
+    #[test]
+    fn readers_who_never_pause_do_not_keep_removed_segments_mapped_and_none_goes_too_soon() {
+        let mut page_ins = PageIns::default();
+        let mut under_way: VecDeque<(u64, PageIn)> = VecDeque::new();
+        // When what is removed now was removed, and since when it has waited for one more turn.
+        let (mut doomed, mut condemned) = (None, None);
+        let mut unmapped = 0;
+        for time in 0..10_000_u64 {
+            under_way.push_back((time, page_ins.begin()));
+            if time >= 40 {
+                let (_, oldest) = under_way.pop_front().unwrap();
+                page_ins.end(oldest);
+            }
+            assert!(time < 40 || under_way.len() == 40);
+            doomed = doomed.or(Some(time)); // something is removed all the time
+            let newest_doomed = time;
+            if time % 7 == 0 && page_ins.turn() {
+                if let Some((first, last)) = condemned.take() {
+                    let oldest = under_way.front().unwrap().0;
+                    assert!(oldest > last, "a page-in of {oldest} may be into it");
+                    assert!(time - first <= 200, "it waited since {first}");
+                    unmapped += 1;
+                }
+                condemned = doomed.take().map(|first| (first, newest_doomed));
+            }
+        }
+        assert!(unmapped > 50, "{unmapped}");
+    }
+
+    #[test]
+    fn the_number_of_a_page_in_says_whose_it_is() {
+        let id = SocketId {
+            slot: SOCKETS_MAX as u32 - 1,
+            generation: u32::MAX,
+        };
+        for page_in in [PageIn(0), PageIn(1)] {
+            assert_eq!(
+                populated_for(populate_job(id, page_in)),
+                Some((id, page_in))
+            );
+        }
+        assert_eq!(populated_for(7), None);
     }
 }

@@ -7,6 +7,7 @@
 //! | a client that | is cut after | costs meanwhile |
 //! |---|---|---|
 //! | does not read, or a byte a second | `limits.write_timeout_ms` since the send began | one send's buffer and its answers |
+//! | sends records with next to nothing in them | some 20 rests in a row, a second or so | some 1,000 records, and 180 each tick |
 //! | does not finish a frame or a record | `limits.frame_timeout_ms` since its first byte, and a second for each 512 bytes of it | that frame |
 //! | is gone without a word | the kernel's questions, 105 s | the same |
 //!
@@ -18,7 +19,7 @@ use std::time::Duration;
 use iris_proto::v2::GoodbyeReason;
 
 use super::Core;
-use super::connection::{Connection, State};
+use super::connection::{Connection, RECORD_WORTH_BYTES, State};
 use crate::runtime::stream::SocketId;
 
 /// Connections that a tick looks at.
@@ -27,6 +28,15 @@ pub const LOOKS_PER_TICK: usize = 1_024;
 pub const TALK_PER_S: u64 = 100;
 /// The same at once. A guess: no client of good will comes near.
 pub const TALK_BURST: u64 = 1_000;
+
+/// Records a second that bring neither a frame nor [`RECORD_WORTH_BYTES`] of one.
+pub const IDLE_RECORDS_PER_S: u64 = 100;
+/// The same at once. Then the session rests until the next tick; a stranger is sent away.
+pub const IDLE_RECORDS_BURST: u64 = 1_000;
+/// Rests for that, in a row; one a second is forgiven. More: the session ends, with BAD_FRAME.
+pub const RECORD_RESTS_MAX: u64 = 20;
+/// Bytes that are opened at once of what came while a connection rested: as many as a buffer has.
+const OPENED_AT_ONCE_BYTES: usize = 4_096;
 
 /// Who sends a frame at this rate or faster is never cut: a phone in a bad place sends some 1,500.
 pub const SLOW_BYTES_PER_S: usize = 512;
@@ -58,6 +68,55 @@ impl Core {
         if live.talk.take(&rate, now_us).is_err() && !std::mem::replace(&mut live.rests, true) {
             self.totals.throttled += 1;
             self.resting.push(id);
+        }
+    }
+
+    /// Charges what records brought nothing. Who sends many of them rests; who goes on with it leaves.
+    pub(super) fn charge_records(&mut self, connection: &mut Connection) {
+        let held = connection.decoder.held() + connection.backlog.len();
+        let is_waiting = !connection.backlog.is_empty(); // for frames that are not cut yet
+        let worth = held / if is_waiting { 1 } else { RECORD_WORTH_BYTES } + 1;
+        let idle = connection.work.idle_beyond(worth);
+        let now_us = self.now_us();
+        let rate = self.idle_rate;
+        if (0..idle).all(|_| connection.work.left.take(&rate, now_us).is_ok()) {
+            return;
+        }
+        let rests = connection.work.rests.take(&self.rest_rate, now_us);
+        let id = connection.id;
+        match &mut connection.state {
+            State::Live(live) if rests.is_ok() => {
+                if !std::mem::replace(&mut live.rests, true) {
+                    self.totals.throttled += 1;
+                    self.resting.push(id);
+                }
+                self.stall(connection);
+            }
+            State::Leaving(..) | State::Closing => {}
+            State::Greeting | State::Entering(_) | State::Live(_) => {
+                self.totals.cut_for_records += 1;
+                self.leave(connection, GoodbyeReason::BadFrame, 0);
+            }
+        }
+    }
+
+    /// Opens some of what came while a connection rested.
+    pub(super) fn open_held(&mut self, mut connection: Box<Connection>) {
+        let id = connection.id;
+        let some = OPENED_AT_ONCE_BYTES.min(connection.sealed.len());
+        let mut data: Vec<u8> = connection.sealed.drain(..some).collect();
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.clear();
+        let opened = connection
+            .tls
+            .open(&mut data, &mut plain, &mut connection.wire);
+        self.opened(connection, opened, plain);
+        if let Some(mut connection) = self.connections.take(id) {
+            if connection.sealed.is_empty() {
+                connection.sealed = Vec::new();
+            }
+            self.retry_later(&mut connection); // what is left, or reading on
+            self.connections.put_back(connection);
         }
     }
 

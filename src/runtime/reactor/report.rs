@@ -8,9 +8,13 @@ use crate::store::Status;
 impl Core {
     /// This core as it is now.
     pub(super) fn report(&mut self) -> CoreReport {
+        self.survey.want(self.now.monotonic);
         CoreReport {
             core: self.id.0,
             totals: self.totals(),
+            at_us: self.now_us(),
+            peaks: self.turns.peaks(self.now_us()),
+            inboxes: self.survey.found(),
             connections: self.sockets.count() as u64,
             sessions: self.live_sessions,
             draining: self.draining.is_some(),
@@ -23,6 +27,23 @@ impl Core {
                 .map(|(id, status, damaged)| log_report(id, &status, damaged))
                 .collect(),
         }
+    }
+
+    /// One line with what it has done; all of it is in the last metrics that were asked for.
+    pub(super) fn tell_the_end(&self) {
+        let totals = self.totals();
+        tracing::info!(
+            core = self.id.0,
+            turns = totals.turns,
+            sleeps = totals.sleeps,
+            events = totals.events,
+            sends = totals.sends,
+            logins = totals.logins,
+            entries = totals.entries,
+            commits = totals.commits,
+            batches = totals.committed,
+            "core stopped"
+        );
     }
 
     /// What it has done, with what its lanes count.

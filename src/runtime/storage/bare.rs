@@ -17,10 +17,7 @@ use crate::log::{FrameBuilder, FrameKind, RecordHeader, RecordKind, Writer, Writ
 
 use super::data_dir::DataDir;
 use super::files::FileWrite;
-use super::spare::{Spare, SpareMaker};
-
-/// Name of the directory of log 0.
-const DIRECTORY: &str = "log-00";
+use super::spare::{Home, Spare, SpareMaker};
 
 /// Log 0 of a fresh data directory, as one record after the other.
 #[derive(Debug)]
@@ -43,7 +40,6 @@ impl BareLog {
     /// What the kernel said when the thread that makes spares was started, or that there is no room.
     pub fn begin(data: &DataDir) -> io::Result<Self> {
         let super_block = data.super_block();
-        let directory = data.path().join(DIRECTORY);
         let size = super_block.segment_size;
         let writer = Writer::new(WriterStart {
             identity: data.identity(0),
@@ -56,7 +52,7 @@ impl BareLog {
             heads_max: 1,
         });
         let frame = FrameBuilder::with_max(writer.frame_bytes_max());
-        let maker = SpareMaker::start(&directory, size)?;
+        let maker = SpareMaker::start(Home::of(data, 0))?;
         let mut log = Self {
             writer,
             frame,
@@ -164,6 +160,7 @@ mod tests {
     use crate::log::limits::SEGMENT_BYTES_MIN;
     use crate::log::recovery::{Origin, scan};
     use crate::runtime::storage::{Format, Mapped};
+    use crate::store::recover::Known;
     use std::os::unix::fs::FileExt;
 
     /// The next frame's writes, as soon as a segment is there.
@@ -209,8 +206,10 @@ mod tests {
             lsn: 0,
             durable: 0,
             prev_crc: 0,
+            made: 0,
         };
-        let tail = mapped.found(0, |found| scan(&origin, found.segments, &mut |_| {}));
+        let known = Known::default();
+        let tail = mapped.found(known, |found| scan(&origin, found.segments, &mut |_| {}));
         assert_eq!(tail.unwrap().end, log.end);
     }
 }

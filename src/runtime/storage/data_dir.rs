@@ -7,6 +7,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use tracing::{info, warn};
 
@@ -195,6 +196,14 @@ pub enum DataDirError {
 }
 
 impl DataDirError {
+    /// What the system said, for whoever makes no difference.
+    pub(super) fn into_io(self) -> io::Error {
+        match self {
+            Self::Io { source, .. } | Self::NotWritable { source, .. } => source,
+            other => io::Error::other(other),
+        }
+    }
+
     /// Whether something is gone that had been there, so that there is data and it is not whole.
     #[must_use]
     pub fn is_damage(&self) -> bool {
@@ -227,23 +236,30 @@ fn create_private(path: &Path) -> Result<(), DataDirError> {
     builder.create(path).map_err(failed("create", path))
 }
 
-/// A data directory that this process holds. Dropping it releases the lock.
+/// A data directory that this process holds. Dropping it, and all that makes segments in it, releases
+/// the lock.
 #[derive(Debug)]
 pub struct DataDir {
+    super_block: SuperBlock,
+    held: Arc<Held>,
+}
+
+/// What may be written of a directory as long as its lock is held: also by the threads that make segments.
+#[derive(Debug)]
+pub(super) struct Held {
     path: PathBuf,
     pub(super) lock: File,
-    super_block: SuperBlock,
-    /// The superblock on disk. Written at starts and stops only, by any core's thread.
+    /// The superblock on disk.
     written: Written,
 }
 
 #[expect(
     clippy::disallowed_types,
-    reason = "starts and stops, never a turn of a core"
+    reason = "starts, stops, and threads that make segments, never a turn of a core"
 )]
 type Written = std::sync::Mutex<SuperBlock>;
 
-impl Drop for DataDir {
+impl Drop for Held {
     /// Closing the file would not do if this process is just starting another one: until that runs, it
     /// holds the file, too, and with it the lock.
     fn drop(&mut self) {
@@ -282,9 +298,11 @@ impl DataDir {
             "data directory opened"
         );
         let data_dir = Self {
-            path: path.to_owned(),
-            lock,
-            written: Written::new(super_block.clone()),
+            held: Arc::new(Held {
+                path: path.to_owned(),
+                lock,
+                written: Written::new(super_block.clone()),
+            }),
             super_block,
         };
         data_dir.publish_address("none yet")?;
@@ -293,7 +311,12 @@ impl DataDir {
 
     /// Where it is.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.held.path
+    }
+
+    /// What those who make segments in it share with it.
+    pub(super) fn held(&self) -> &Arc<Held> {
+        &self.held
     }
 
     /// The superblock as it was when this process opened the directory.
@@ -304,10 +327,10 @@ impl DataDir {
     /// Writes the listen address into LOCK, where tools find it: `pid=…\naddr=…\n`.
     pub fn publish_address(&self, address: &str) -> Result<(), DataDirError> {
         let text = format!("pid={}\naddr={address}\n", std::process::id());
-        let path = self.path.join(LOCK_NAME);
-        self.lock
-            .write_all_at(text.as_bytes(), 0)
-            .and_then(|()| self.lock.set_len(text.len() as u64))
+        let path = self.path().join(LOCK_NAME);
+        let lock = &self.held.lock;
+        lock.write_all_at(text.as_bytes(), 0)
+            .and_then(|()| lock.set_len(text.len() as u64))
             .map_err(failed("write", &path))
     }
 
@@ -319,28 +342,18 @@ impl DataDir {
             self.super_block.logs as usize,
             "one position per log"
         );
-        self.write(|super_block| super_block.durable_lsn = durable_lsn.to_vec())
+        self.held
+            .write(|super_block| super_block.durable_lsn = durable_lsn.to_vec())
     }
 
     /// Notes that a log had been durable up to `lsn`. Before a torn tail of a damaged log is zeroed: the
     /// frame that proves the damage may be in it, and without a proof the next start would cut the log
     /// at the damage in silence.
     pub(super) fn note_durable(&self, log_no: u32, lsn: u64) -> Result<(), DataDirError> {
-        self.write(|super_block| {
+        self.held.write(|super_block| {
             let noted = &mut super_block.durable_lsn[log_no as usize];
             *noted = lsn.max(*noted);
         })
-    }
-
-    fn write(&self, change: impl FnOnce(&mut SuperBlock)) -> Result<(), DataDirError> {
-        // A thread that panicked ends the process.
-        let mut written = self.written.lock().unwrap_or_else(|held| held.into_inner());
-        let mut next = written.clone();
-        change(&mut next);
-        next.sequence += 1;
-        write_super(&self.path, &next)?;
-        *written = next;
-        Ok(())
     }
 
     /// What the store of log `log_no` is made for. What belongs to no data directory is given.
@@ -376,6 +389,32 @@ impl SuperBlock {
             checkpoint_bytes: upkeep.checkpoint_bytes,
             clean_bytes_per_s: upkeep.clean_bytes_per_s,
         }
+    }
+}
+
+impl Held {
+    /// Notes that all segments of a log that begin below `lsn` have been made, durably and at their full
+    /// size. Before the newest of them can be written to: should it be gone or shorter one day, a start
+    /// knows that it is no torn tail.
+    pub fn note_made(&self, log_no: u32, lsn: u64) -> Result<(), DataDirError> {
+        self.write(|super_block| {
+            let noted = &mut super_block.made_lsn[log_no as usize];
+            *noted = lsn.max(*noted);
+        })
+    }
+
+    fn write(&self, change: impl FnOnce(&mut SuperBlock)) -> Result<(), DataDirError> {
+        // A thread that panicked ends the process.
+        let mut written = self.written.lock().unwrap_or_else(|held| held.into_inner());
+        let mut next = written.clone();
+        change(&mut next);
+        if next == *written {
+            return Ok(());
+        }
+        next.sequence += 1;
+        write_super(&self.path, &next)?;
+        *written = next;
+        Ok(())
     }
 }
 
@@ -446,7 +485,11 @@ fn lock(directory: &Path) -> Result<File, DataDirError> {
         .open(&path)
         .map_err(failed("open", &path))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            // What its last holder wrote is not true of this one, which has no address yet.
+            file.set_len(0).map_err(failed("write", &path))?;
+            Ok(file)
+        }
         Err(TryLockError::Error(error)) => Err(failed("lock", &path)(error)),
         Err(TryLockError::WouldBlock) => Err(locked(directory, &mut file)),
     }
@@ -560,7 +603,7 @@ fn new_super_block(path: &Path, format: &Format) -> Result<SuperBlock, DataDirEr
         hash_key,
         data_id: [0; 16],
         durable_lsn: vec![0; logs as usize],
-        checkpoint_lsn: vec![0; logs as usize],
+        made_lsn: vec![0; logs as usize],
     };
     // A process that was killed may have made the directory and not have synced its name. One that cannot
     // be synced was made by somebody else.

@@ -145,6 +145,12 @@ impl DataView {
         checkpoints_path(&self.path, log)
     }
 
+    /// Where segment `index` of a log is, or would be.
+    #[must_use]
+    pub fn segment_file(&self, log: u32, index: u64) -> PathBuf {
+        segment_path(&self.segments(log), self.super_block.segment_size, index)
+    }
+
     /// Number and path of each segment of a log, in order.
     ///
     /// # Errors

@@ -7,7 +7,8 @@
 //!                      └────▶ keeper thread       checkpoints, old segments: reading and removing
 //! ```
 //! A [`Files`] belongs to one core's thread and never blocks it. **Invariant.** A map is read only below
-//! the durable end that the store knows, and is unmapped only when no page-in of the core is under way.
+//! the durable end that the store knows, and is unmapped only when no page-in of the core is under way that began
+//! before it was removed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -97,8 +98,8 @@ pub struct Files {
     first: u64,
     /// Segments in use by number; `None` where one was removed.
     segments: VecDeque<Option<Segment>>,
-    /// Removed from use, unmapped when no page-in is under way.
-    doomed: Vec<Segment>,
+    /// Removed from use since [`Files::unmap_removed`] was called last, and before.
+    doomed: [Vec<Segment>; 2],
     /// The segment that is written, and during a rotation the one before it.
     writing: BTreeMap<u64, File>,
     /// Made and not yet written.
@@ -135,7 +136,7 @@ impl Files {
             size,
             first,
             segments: VecDeque::new(),
-            doomed: Vec::new(),
+            doomed: [Vec::new(), Vec::new()],
             writing: opened.active.into_iter().collect(),
             spares: BTreeMap::new(),
             maker: opened.maker,
@@ -317,7 +318,7 @@ impl Files {
         if let Some(nth) = index.checked_sub(self.first)
             && let Some(slot) = self.segments.get_mut(nth as usize)
         {
-            self.doomed.extend(slot.take());
+            self.doomed[0].extend(slot.take());
         }
         while self.segments.len() > 1 && self.segments.front().is_some_and(Option::is_none) {
             self.segments.pop_front();
@@ -326,9 +327,11 @@ impl Files {
         self.keeper.ask(Task::RemoveSegment { segment: index });
     }
 
-    /// Unmaps what was removed. Only while no page-in of this core is under way.
+    /// Unmaps what was removed before the last call. All page-ins of this core that began before that call
+    /// must have ended.
     pub fn unmap_removed(&mut self) {
-        self.doomed.clear();
+        self.doomed[1].clear();
+        self.doomed.swap(0, 1);
     }
 
     /// The payload of the item whose header is at `position`. The CRC is checked at every read.

@@ -11,7 +11,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 
 use tracing::{error, info, warn};
 
@@ -20,14 +19,15 @@ use crate::log::recovery::{CUT_BLOCK_BYTES, ScanError};
 use crate::log::{SegmentHeader, SegmentSize};
 use crate::shard::slot::POSITION_MAX;
 use crate::store::Setup;
-use crate::store::recover::{Cut, Found, RecoverError, Recovered, recover};
+use crate::store::recover::{Cut, Found, Known, RecoverError, Recovered, recover};
 
 use super::data_dir::{DataDir, DataDirError};
 use super::files::{Files, Opened};
 use super::keeper::{Keeper, Places, checkpoint_path};
 use super::mmap::{SegmentMap, drop_cache};
 use super::record::{self, Step};
-use super::spare::{Spare, SpareMaker, draw_salt, segment_path, zero};
+use super::spare::{Home, Spare, SpareMaker, draw_salt, segment_path};
+use super::super_block::SuperBlock;
 
 /// Why a log cannot be used. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,20 @@ pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
         action,
         path,
         source,
+    }
+}
+
+impl Known {
+    /// What a superblock says of a log.
+    ///
+    /// # Panics
+    /// When the directory has no such log.
+    #[must_use]
+    pub fn of(super_block: &SuperBlock, log_no: u32) -> Self {
+        Self {
+            durable_lsn: super_block.durable_lsn[log_no as usize],
+            made_lsn: super_block.made_lsn[log_no as usize],
+        }
     }
 }
 
@@ -156,13 +170,13 @@ impl Mapped {
     }
 
     /// Calls `take` with everything, as recovery wants it.
-    pub fn found<R>(&self, durable_lsn: u64, take: impl FnOnce(Found<'_>) -> R) -> R {
+    pub fn found<R>(&self, known: Known, take: impl FnOnce(Found<'_>) -> R) -> R {
         let segments = slices(&self.segments);
         let checkpoints = slices(&self.checkpoints);
         take(Found {
             checkpoints: &checkpoints,
             segments: &segments,
-            durable_lsn,
+            known,
         })
     }
 }
@@ -184,7 +198,7 @@ pub fn open_log(
     setup: Setup,
 ) -> Result<(crate::store::Store, Files), LogError> {
     let size = setup.size;
-    let known = data_dir.super_block().durable_lsn[log_no as usize];
+    let known = Known::of(data_dir.super_block(), log_no);
     let (mapped, recovered) = read_log(data_dir.path(), log_no, setup, known)?;
     let directory = mapped.places.segments.clone();
     report(log_no, &directory, size, &recovered);
@@ -198,13 +212,14 @@ pub fn open_log(
     let Recovered {
         mut store, behind, ..
     } = recovered;
+    let home = Home::of(data_dir, log_no);
     let mut opened = Opened {
         directory: directory.clone(),
         size,
         segments: Vec::new(),
         active: None,
         spares: Vec::new(),
-        maker: SpareMaker::start(&directory, size).map_err(failed("prepare", &directory))?,
+        maker: SpareMaker::start(home.clone()).map_err(failed("prepare", &directory))?,
         keeper: Keeper::start(&mapped.places).map_err(failed("prepare", &directory))?,
         durable: store.durable_end(),
     };
@@ -215,13 +230,9 @@ pub fn open_log(
         let is_whole = map.bytes().len() as u64 == size.bytes();
         map.read_normally();
         if !behind.contains(&index) {
-            let mut map = map;
             if Some(index) == active {
-                let file = open_for_writing(&path)?;
-                if !is_whole {
-                    map = lengthen(&path, &file, map, size).map_err(failed("lengthen", &path))?;
-                }
-                opened.active = Some((index, file));
+                assert!(is_whole, "a segment that goes on has its full size");
+                opened.active = Some((index, open_for_writing(&path)?));
             }
             opened.segments.push((index, map));
         } else if is_whole && spares_whole {
@@ -238,6 +249,7 @@ pub fn open_log(
             spares_whole = false; // in the making: the thread makes it, and those behind it, anew
         }
     }
+    note_made(&home, active, &opened.spares)?;
     let mut files = Files::new(opened);
     prepare(&mut store, &mut files);
     Ok((store, files))
@@ -249,7 +261,7 @@ pub(super) fn read_log(
     data_dir: &Path,
     log_no: u32,
     setup: Setup,
-    known: u64,
+    known: Known,
 ) -> Result<(Mapped, Recovered), LogError> {
     let size = setup.size;
     let read = |setup: Setup, past_cache| {
@@ -268,6 +280,16 @@ pub(super) fn read_log(
     }
     drop((mapped, recovered)); // the kernel does not let go of pages that are mapped
     read(setup, PastCache::Everything)
+}
+
+/// What may be written to from now on is noted first: a crash can have come before that was done.
+fn note_made(home: &Home, active: Option<u64>, spares: &[Spare]) -> Result<(), LogError> {
+    let spares = spares.iter().map(|spare| spare.index);
+    let Some(newest) = active.into_iter().chain(spares).max() else {
+        return Ok(());
+    };
+    let noted = home.note_made(newest);
+    noted.map_err(|source| LogError::Noting(Box::new(source)))
 }
 
 /// A process that was killed may have left a segment's or checkpoint's name in the page cache only.
@@ -449,19 +471,4 @@ fn open_for_writing(path: &Path) -> Result<File, LogError> {
         .write(true)
         .open(path)
         .map_err(failed("open", path))
-}
-
-/// A segment that lost its zeros at the end gets them back.
-fn lengthen(
-    path: &Path,
-    file: &File,
-    map: SegmentMap,
-    size: SegmentSize,
-) -> io::Result<SegmentMap> {
-    let len = map.bytes().len() as u64;
-    record::note(path, Step::Len(size.bytes()));
-    record::note(path, Step::SyncBegins);
-    zero(file, len, size.bytes(), &AtomicBool::new(false))?;
-    record::note(path, Step::Synced);
-    SegmentMap::new(file, size.bytes() as usize)
 }

@@ -5,10 +5,12 @@
 //! the beginning and zeros for a header: opening it is the first write into it, and needs no
 //! rename.
 //! ```text
-//!  core ── Prepare(index) ──▶ thread: reserve, zero in 4 KiB writes, sync file and directory, map
-//!       ◀─── spare ─────────        on failure: give the blocks back, say so, wait, try again
+//!  core ── Prepare(index) ──▶ thread: reserve, zero in 4 KiB writes, sync file and directory, note
+//!       ◀─── spare ─────────         on failure: give the blocks back, say so, wait, try again
 //! ```
-//! A spare holds no promise, so a failed preparation is repeated from its beginning.
+//! A spare holds no promise, so a failed preparation is repeated from its beginning. The core may write
+//! into a spare as soon as it has it, so the superblock says before that that it was made: whoever finds
+//! it missing or shorter later knows that this is no log that ended earlier.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -26,6 +28,7 @@ use tracing::{info, warn};
 use crate::log::SegmentSize;
 use crate::log::limits::{SEGMENT_HEADER_BYTES, SPARES};
 
+use super::data_dir::{DataDir, DataDirError, Held, log_path};
 use super::fatal::{is_lost, stop_at_once};
 use super::limits::{SPARE_RETRY_MS, SPARE_RETRY_MS_MAX, ZERO_SYNC_BYTES, ZERO_WRITE_BYTES};
 use super::mmap::{SegmentMap, reserve};
@@ -54,6 +57,37 @@ enum Request {
 /// Reserves blocks for a file; a test puts a full disk in its place.
 pub(super) type Reserve = Box<dyn Fn(&File, u64) -> io::Result<()> + Send>;
 
+/// Whose segments are made.
+#[derive(Clone, Debug)]
+pub(super) struct Home {
+    /// Where they lie.
+    pub directory: PathBuf,
+    /// How large each is.
+    pub size: SegmentSize,
+    /// The log's number.
+    pub log_no: u32,
+    /// The data directory, where what was made is noted.
+    pub held: Arc<Held>,
+}
+
+impl Home {
+    /// Of log `log_no` of a data directory.
+    pub fn of(data_dir: &DataDir, log_no: u32) -> Self {
+        Self {
+            directory: log_path(data_dir.path(), log_no),
+            size: data_dir.super_block().segment_size,
+            log_no,
+            held: Arc::clone(data_dir.held()),
+        }
+    }
+
+    /// Notes durably that segment `index` was made, and so all before it.
+    pub fn note_made(&self, index: u64) -> Result<(), DataDirError> {
+        self.held
+            .note_made(self.log_no, self.size.first_lsn(index + 1))
+    }
+}
+
 /// The core's end of the thread.
 #[derive(Debug)]
 pub(super) struct SpareMaker {
@@ -72,19 +106,18 @@ struct Shared {
 }
 
 impl SpareMaker {
-    /// Starts the thread for the segments in `directory`.
-    pub fn start(directory: &Path, size: SegmentSize) -> io::Result<Self> {
-        Self::start_with(directory, size, Box::new(reserve))
+    /// Starts the thread for the segments of a log.
+    pub fn start(home: Home) -> io::Result<Self> {
+        Self::start_with(home, Box::new(reserve))
     }
 
     /// The same with another way to reserve blocks.
-    pub fn start_with(directory: &Path, size: SegmentSize, reserve: Reserve) -> io::Result<Self> {
+    pub fn start_with(home: Home, reserve: Reserve) -> io::Result<Self> {
         let (requests, received) = bounded(REQUESTS_MAX);
         let (made, ready) = bounded(REQUESTS_MAX);
         let shared = Arc::new(Shared::default());
         let worker = Worker {
-            directory: directory.to_owned(),
-            size,
+            home,
             reserve,
             requests: received,
             ready: made,
@@ -164,8 +197,7 @@ impl Drop for SpareMaker {
 }
 
 struct Worker {
-    directory: PathBuf,
-    size: SegmentSize,
+    home: Home,
     reserve: Reserve,
     requests: Receiver<Request>,
     ready: Sender<Spare>,
@@ -205,17 +237,17 @@ impl Worker {
             Ok(spare) => {
                 self.wanted.pop_front();
                 if self.retry_ms > 0 {
-                    info!(directory = %self.directory.display(), "spare segments are made again");
+                    info!(directory = %self.home.directory.display(), "spare segments are made again");
                 }
                 self.retry_ms = 0;
                 self.shared.failing.store(false, Ordering::Relaxed);
                 let _ = self.ready.send(spare); // the log is gone: so is the thread, next
             }
-            Err(error) if is_lost(&error) => stop_at_once(&self.directory.display(), &error),
+            Err(error) if is_lost(&error) => stop_at_once(&self.home.directory.display(), &error),
             Err(_) if self.shared.stop.load(Ordering::Relaxed) => return,
             Err(error) => {
                 if self.retry_ms == 0 {
-                    let directory = self.directory.display();
+                    let directory = self.home.directory.display();
                     warn!(%directory, %error, "no spare segment, new messages will be refused");
                 }
                 self.retry_ms = (self.retry_ms * 2).clamp(SPARE_RETRY_MS, SPARE_RETRY_MS_MAX);
@@ -228,7 +260,10 @@ impl Worker {
     }
 
     fn make(&self, index: u64) -> io::Result<Spare> {
-        let path = segment_path(&self.directory, self.size, index);
+        let Home {
+            directory, size, ..
+        } = &self.home;
+        let path = segment_path(directory, *size, index);
         record::note(&path, Step::Create);
         let file = OpenOptions::new()
             .read(true)
@@ -244,20 +279,21 @@ impl Worker {
                 path.display()
             )));
         }
-        record::note(&path, Step::Len(self.size.bytes()));
+        record::note(&path, Step::Len(size.bytes()));
         record::note(&path, Step::SyncBegins);
-        let zeroed = (self.reserve)(&file, self.size.bytes())
-            .and_then(|()| zero(&file, 0, self.size.bytes(), &self.shared.stop));
+        let zeroed = (self.reserve)(&file, size.bytes())
+            .and_then(|()| zero(&file, 0, size.bytes(), &self.shared.stop));
         if let Err(error) = zeroed {
             record::note(&path, Step::Len(0));
             let _ = file.set_len(0); // give the blocks back to those who need them more
             return Err(error);
         }
         record::note(&path, Step::Synced);
-        record::note(&self.directory, Step::SyncDirBegins);
-        File::open(&self.directory)?.sync_all()?;
-        record::note(&self.directory, Step::DirSynced);
-        let map = SegmentMap::new(&file, self.size.bytes() as usize)?;
+        record::note(directory, Step::SyncDirBegins);
+        File::open(directory)?.sync_all()?;
+        record::note(directory, Step::DirSynced);
+        self.home.note_made(index).map_err(DataDirError::into_io)?;
+        let map = SegmentMap::new(&file, size.bytes() as usize)?;
         Ok(Spare {
             index,
             file,

@@ -48,8 +48,10 @@ pub struct SuperBlock {
     /// Per log: position up to which it was known durable when this was written. A log that ends
     /// before it has lost data.
     pub durable_lsn: Vec<u64>,
-    /// Per log: zero; the newest checkpoint is the newest file that is whole.
-    pub checkpoint_lsn: Vec<u64>,
+    /// Per log: position behind the newest segment that was made, at its full size, noted before anything
+    /// was written to it. A log that goes on in one of them that is not there, or whose file is shorter,
+    /// has lost data. Zero: nothing was noted (by the first programs of this version).
+    pub made_lsn: Vec<u64>,
 }
 
 /// Why bytes are not a superblock that can be used.
@@ -113,7 +115,7 @@ impl SuperBlock {
     /// The 4 KiB to be written.
     pub fn encode(&self) -> Vec<u8> {
         assert_eq!(self.durable_lsn.len(), self.logs as usize);
-        assert_eq!(self.checkpoint_lsn.len(), self.logs as usize);
+        assert_eq!(self.made_lsn.len(), self.logs as usize);
         let mut out = Vec::with_capacity(SUPER_BYTES);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&self.format_version.to_le_bytes());
@@ -128,9 +130,9 @@ impl SuperBlock {
         out.extend_from_slice(&self.hash_key);
         out.extend_from_slice(&self.data_id);
         out.resize(LOGS_AT, 0);
-        for (durable, checkpoint) in self.durable_lsn.iter().zip(&self.checkpoint_lsn) {
+        for (durable, made) in self.durable_lsn.iter().zip(&self.made_lsn) {
             out.extend_from_slice(&durable.to_le_bytes());
-            out.extend_from_slice(&checkpoint.to_le_bytes());
+            out.extend_from_slice(&made.to_le_bytes());
         }
         out.resize(CRC_AT, 0);
         let crc = crc32fast::hash(&out);
@@ -163,7 +165,7 @@ impl SuperBlock {
             return Err(SuperFault::Corrupt);
         }
         reader.at = LOGS_AT;
-        let (durable_lsn, checkpoint_lsn) = (0..logs).map(|_| (reader.u64(), reader.u64())).unzip();
+        let (durable_lsn, made_lsn) = (0..logs).map(|_| (reader.u64(), reader.u64())).unzip();
         Ok(Self {
             format_version,
             cluster_id,
@@ -176,7 +178,7 @@ impl SuperBlock {
             hash_key,
             data_id,
             durable_lsn,
-            checkpoint_lsn,
+            made_lsn,
         })
     }
 }
@@ -198,7 +200,7 @@ mod tests {
             hash_key: [11; 16],
             data_id: [15; 16],
             durable_lsn: vec![12, 13],
-            checkpoint_lsn: vec![0, 14],
+            made_lsn: vec![0, 14],
         }
     }
 

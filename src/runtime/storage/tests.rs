@@ -1,7 +1,9 @@
 //! Data directories and logs on real files, flushed with blocking calls.
 
 mod logs;
+mod lost_ends;
 mod power_loss;
+mod salvaged;
 mod upkeep;
 
 use std::fs;
@@ -40,7 +42,7 @@ fn flip(path: &Path, at: usize) {
 fn a_dropped_directory_can_be_opened_again_while_a_child_still_shares_its_lock_file() {
     let temp = tempfile::tempdir().unwrap();
     let data_dir = open(temp.path());
-    let _shared = data_dir.lock.try_clone().unwrap();
+    let _shared = data_dir.held().lock.try_clone().unwrap();
     drop(data_dir);
     open(temp.path());
 }
@@ -220,6 +222,19 @@ fn a_log_whose_directory_is_gone_is_not_taken_for_a_new_one() {
     fs::remove_dir_all(temp.path().join("log-00")).unwrap();
     let opened = DataDir::open(temp.path(), &FORMAT);
     assert!(matches!(opened, Err(DataDirError::LogMissing { .. })));
+}
+
+/// R: D-3. Whoever is refused meanwhile reads that the address is not known, and not that of another process.
+#[test]
+fn a_lock_that_was_just_taken_says_nothing_of_its_last_holder() {
+    let temp = tempfile::tempdir().unwrap();
+    drop(open(temp.path()));
+    fs::write(temp.path().join("LOCK"), "pid=1\naddr=192.0.2.1:7447\n").unwrap();
+    for name in ["SUPER.a", "SUPER.b"] {
+        fs::write(temp.path().join(name), "so that the start ends here").unwrap();
+    }
+    DataDir::open(temp.path(), &FORMAT).unwrap_err();
+    assert_eq!(fs::read(temp.path().join("LOCK")).unwrap(), b"");
 }
 
 /// R: D-2

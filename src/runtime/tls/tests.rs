@@ -314,3 +314,67 @@ proptest! {
         prop_assert!(plain.is_empty());
     }
 }
+
+/// R: B-7
+#[test]
+fn whole_records_are_counted_once_however_they_come() {
+    let (server, client) = configs();
+    let (mut server, mut client) = pair(&server, &client, 1 << 20);
+    let mut wire = Vec::new();
+    for _ in 0..10 {
+        client.seal(b"x", &mut wire).unwrap();
+    }
+    for piece in [1, 7, 23, 100, 1 << 20] {
+        let mut sealed = wire.clone();
+        let mut records = 0;
+        let mut plain = Vec::new();
+        for piece in sealed.chunks_mut(piece) {
+            let opened = server.open(piece, &mut plain, &mut Vec::new());
+            records += opened.unwrap().records;
+        }
+        assert_eq!((records, plain.len()), (10, 10), "pieces of {piece}");
+        wire.clear();
+        for _ in 0..10 {
+            client.seal(b"x", &mut wire).unwrap();
+        }
+    }
+}
+
+/// R
+#[test]
+fn attempts_that_are_refused_before_tls_do_not_cost_a_client_its_resumption() {
+    let (server, client) = configs();
+    drop(pair(&server, &client, 1 << 20));
+    for round in 0..3 {
+        for _ in 0..3 {
+            let mut refused = Tls::client(Arc::clone(&client), name()).unwrap();
+            refused.start(&mut Vec::new()).unwrap(); // it begins, and nobody answers
+        }
+        let (server, client) = pair(&server, &client, 1 << 20);
+        assert_eq!(client.resumed(), Some(true), "round {round}");
+        assert_eq!(server.resumed(), Some(true), "round {round}");
+    }
+}
+
+/// R: A-5
+#[test]
+fn a_handshake_that_is_bounded_takes_its_bytes_and_no_more() {
+    let (server, client) = configs();
+    drop(pair(&server, &client, 1 << 20)); // so that there is a ticket to show
+    let mut bounded = Tls::server(Arc::clone(&server)).unwrap();
+    bounded.bound_handshake(HANDSHAKE_BYTES_MAX);
+    let mut tls = Tls::client(Arc::clone(&client), name()).unwrap();
+    let (mut hello, mut plain, mut answer) = (Vec::new(), Vec::new(), Vec::new());
+    tls.start(&mut hello).unwrap();
+    assert!(hello.len() < HANDSHAKE_BYTES_MAX / 2, "{}", hello.len());
+    feed(&mut bounded, &hello, 1, &mut plain, &mut answer).unwrap();
+    assert!(!answer.is_empty());
+    // A record that says it has 16 KiB.
+    let mut bounded = Tls::server(server).unwrap();
+    bounded.bound_handshake(HANDSHAKE_BYTES_MAX);
+    let mut record = vec![0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc];
+    record.resize(HANDSHAKE_BYTES_MAX, 0);
+    feed(&mut bounded, &record, 100, &mut plain, &mut answer).unwrap();
+    let more = feed(&mut bounded, &[0], 1, &mut plain, &mut answer);
+    assert!(matches!(more, Err(TlsError::HandshakeTooLarge)), "{more:?}");
+}

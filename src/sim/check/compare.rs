@@ -62,6 +62,31 @@ impl Check {
         self.compare(world, log, &expected, &found.store, Some(disk));
     }
 
+    /// How far a log is durable.
+    #[must_use]
+    pub fn durable_end(&self, log: usize) -> u64 {
+        self.models[log].end()
+    }
+
+    /// A start was asked what it would have made of a log whose end is lost: no shard is served that has
+    /// lost an entry with it.
+    pub fn end_was_lost(&mut self, world: &mut World, log: usize, store: &Store, how: &str) {
+        self.counts.lost_ends += 1;
+        for id in store.shards() {
+            let durable = self.models[log].applied.get(&id.0).copied().unwrap_or(0);
+            let served = store.shard(*id).map(Shard::applied);
+            if let Some(served) = served.filter(|served| *served < durable) {
+                let shard = id.0;
+                world.fail(|| {
+                    format!(
+                        "log {log}, shard {shard}: the last segment was {how}, {durable} entries had been \
+                         durable, and it is served with {served}"
+                    )
+                });
+            }
+        }
+    }
+
     /// A flush has been taken over by the store.
     pub fn flushed(&mut self, world: &mut World, log: usize, store: &Store) {
         if store.durable_end() > self.models[log].end() {

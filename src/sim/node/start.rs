@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::super::dice::Dice;
 use super::super::disk::{FakeDisk, Fate, Name};
 use super::{Core, Env, Jobs, Process};
 use crate::log::limits::SEGMENT_HEADER_BYTES;
@@ -9,9 +10,12 @@ use crate::log::{NodeIdentity, SegmentSize};
 use crate::placement::{CoreId, HashKey, LogId, Placement};
 use crate::planted::{self, Bug};
 use crate::shard::ShardConfig;
-use crate::store::recover::{Found, RecoverError, Recovered, recover, shards_of_log};
+use crate::store::recover::{Found, Known, RecoverError, Recovered, recover, shards_of_log};
 use crate::store::salvage::salvage;
 use crate::store::{Setup, Store};
+
+/// How often a start is asked what it would have made of a lost end.
+const LOST_ENDS_PERCENT: u64 = 25;
 
 /// A switch, running or not, and what its superblock keeps.
 pub struct Node {
@@ -178,11 +182,10 @@ impl Node {
         }
         env.check.disk_moved(env.world, number, disk);
         let (checkpoints, segments) = files(disk);
-        let durable_lsn = self.durable[number];
         let found = Found {
             checkpoints: &checkpoints,
             segments: &segments,
-            durable_lsn,
+            known: self.known(number, disk),
         };
         let salvaged = match salvage(&self.setup(log), found) {
             Ok(salvaged) => salvaged,
@@ -221,19 +224,20 @@ impl Node {
             .before_recovery(env.world, number, &env.disks[number]);
         let disk = &env.disks[number];
         let (checkpoints, segments) = files(disk);
-        let durable_lsn = self.durable[number];
         let found = Found {
             checkpoints: &checkpoints,
             segments: &segments,
-            durable_lsn,
+            known: self.known(number, disk),
         };
         let mut recovered = recover(self.setup(log), found)?;
+        self.lose_the_end(env, log);
         if !self.repair(env, number, &recovered) {
             return Ok(None);
         }
         env.check
             .recovered(env.world, number, &env.disks[number], &recovered);
         let mut whole = true;
+        let mut newest = recovered.store.active_segment();
         for index in std::mem::take(&mut recovered.behind) {
             let len = env.disks[number]
                 .read(Name::Segment(index))
@@ -241,9 +245,61 @@ impl Node {
             whole &= len as u64 == self.size.bytes();
             if whole {
                 recovered.store.spare_ready(index, env.world.dice.roll());
+                newest = Some(index);
             }
         }
+        if crashes(env) {
+            return Ok(None);
+        }
+        if let Some(newest) = newest.filter(|_| !planted::is(Bug::SegmentUnnoted)) {
+            let made_lsn = &mut env.disks[number].made_lsn;
+            *made_lsn = self.size.first_lsn(newest + 1).max(*made_lsn);
+        }
         Ok(Some(recovered.store))
+    }
+
+    /// What the superblock says of a log.
+    fn known(&self, log: usize, disk: &FakeDisk) -> Known {
+        Known {
+            durable_lsn: self.durable[log],
+            made_lsn: disk.made_lsn,
+        }
+    }
+
+    /// Beside the world's course, on a copy of the disk: had the log's last segment been lost with all
+    /// behind it, or its end, would a start have taken that for a log that ended earlier?
+    fn lose_the_end(&self, env: &mut Env<'_>, log: u16) {
+        let number = usize::from(log);
+        // A dice of its own, that the course of the world stays what it is.
+        let mut dice = Dice::new(env.world.now_us() ^ u64::from(log));
+        let end = env.check.durable_end(number);
+        if end == 0 || env.check.damage.was_done() || !dice.percent(LOST_ENDS_PERCENT) {
+            return;
+        }
+        let mut disk = env.disks[number].clone();
+        let last = self.size.index_of(end - 1);
+        let cut = match dice.percent(50) {
+            true => Some(dice.index(self.size.offset_of(end - 1) + 1)),
+            false => None,
+        };
+        for name in disk.names().collect::<Vec<_>>() {
+            match (name, cut) {
+                (Name::Segment(index), Some(len)) if index == last => disk.cut_short(name, len),
+                (Name::Segment(index), None) if index >= last => disk.unlink(name),
+                _ => {}
+            }
+        }
+        let (checkpoints, segments) = files(&disk);
+        let found = Found {
+            checkpoints: &checkpoints,
+            segments: &segments,
+            known: self.known(number, &disk),
+        };
+        if let Ok(recovered) = recover(self.setup(log), found) {
+            let how = cut.map_or("gone".to_owned(), |len| format!("cut at {len}"));
+            env.check
+                .end_was_lost(env.world, number, &recovered.store, &how);
+        }
     }
 
     /// Zeroes what is to be cut and syncs what was read; false when it crashed on the way.

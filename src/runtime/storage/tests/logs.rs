@@ -10,11 +10,12 @@ use iris_proto::id::{MessageId, SendEpoch, SendNumber, Seq};
 use super::*;
 use crate::log::recovery::Fault;
 use crate::placement::{CoreId, HashKey, ShardId, user_hash};
-use crate::runtime::storage::spare::SpareMaker;
+use crate::runtime::storage::spare::{Home, SpareMaker};
 use crate::shard::command::{self, Append, Command as ShardCommand};
 use crate::shard::{Effect, Input, ReplyTo, ShardConfig};
 use crate::stamp::Stamp;
 use crate::store::SEAL_AFTER_US;
+use crate::store::recover::{Known, recover};
 
 pub(super) const UPKEEP: Upkeep = Upkeep {
     checkpoint_bytes: 1 << 40,
@@ -313,7 +314,7 @@ fn a_last_flush_that_stopped_anywhere_is_cut_and_the_log_goes_on() {
             1 => torn[last + round * 350] ^= 0x10,
             _ => {
                 torn[last + 512 * (round / 3)..last + len].rotate_left(round);
-                torn.truncate(last + 4_000);
+                torn[last + 4_000..].fill(0);
             }
         }
         fs::write(&file, &torn).unwrap();
@@ -437,7 +438,7 @@ fn a_rotten_end_is_noticed_and_loses_nothing() {
     flip(&segment(temp.path(), 0), end as usize + 20);
     let mapped = Mapped::open(temp.path(), 1, data_dir.super_block().segment_size, false).unwrap();
     let setup = data_dir.setup(1, ShardConfig::default(), UPKEEP);
-    let recovered = mapped.found(0, |found| crate::store::recover::recover(setup, found));
+    let recovered = mapped.found(Known::default(), |found| recover(setup, found));
     let holes = recovered.unwrap().report.holes;
     assert_eq!(
         holes.iter().map(|hole| hole.from).collect::<Vec<_>>(),
@@ -595,11 +596,7 @@ fn a_full_disk_is_reported_and_recovered_from() {
             false => Ok(()),
         },
     );
-    let maker = SpareMaker::start_with(
-        &temp.path().join("log-01"),
-        data_dir.super_block().segment_size,
-        reserve,
-    );
+    let maker = SpareMaker::start_with(Home::of(&data_dir, 1), reserve);
     rig.log.replace_maker(maker.unwrap());
     let mut n = 0;
     // The spares that were made before go, and then there is no room; what was promised stays.

@@ -9,7 +9,7 @@ use crate::runtime::storage::mmap::drop_cache;
 use crate::runtime::storage::open::read_log;
 use crate::runtime::storage::spare::segment_path;
 use crate::shard::ShardConfig;
-use crate::store::recover::judge_checkpoint;
+use crate::store::recover::{Known, judge_checkpoint};
 
 /// How long a test waits for another thread before it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -95,7 +95,7 @@ fn a_checkpoint_left_unfinished_by_a_killed_process_is_none_and_gives_way_to_the
 }
 
 /// Four checkpoints as they were written, one after the other, of which the last two are kept.
-fn four_checkpoints(rig: &mut Rig, path: &Path) -> Vec<(Vec<u8>, PathBuf)> {
+pub(super) fn four_checkpoints(rig: &mut Rig, path: &Path) -> Vec<(Vec<u8>, PathBuf)> {
     let mut written = Vec::new();
     for n in 1..=4 {
         rig.send(0, n, 0);
@@ -295,7 +295,7 @@ fn what_a_replay_from_an_older_checkpoint_reads_is_read_past_the_page_cache_too(
     checkpoint_now(&mut rig);
     drop(rig);
     let setup = || data_dir.setup(1, ShardConfig::default(), UPKEEP);
-    let (mapped, recovered) = read_log(temp.path(), 1, setup(), 0).unwrap();
+    let (mapped, recovered) = read_log(temp.path(), 1, setup(), Known::default()).unwrap();
     let scanned_from = recovered.report.scanned_from;
     assert!(
         scanned_from > SEGMENT_BYTES,
@@ -304,7 +304,7 @@ fn what_a_replay_from_an_older_checkpoint_reads_is_read_past_the_page_cache_too(
     assert_eq!(mapped.past_cache_from(), scanned_from / SEGMENT_BYTES);
     let newest = checkpoint_path(&temp.path().join("ckpt-01"), scanned_from);
     flip(&newest, fs::metadata(&newest).unwrap().len() as usize / 2);
-    let (mapped, recovered) = read_log(temp.path(), 1, setup(), 0).unwrap();
+    let (mapped, recovered) = read_log(temp.path(), 1, setup(), Known::default()).unwrap();
     assert!(recovered.report.scanned_from < SEGMENT_BYTES);
     assert_eq!(mapped.past_cache_from(), 0);
 }
