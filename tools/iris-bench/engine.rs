@@ -507,7 +507,7 @@ impl Worker {
                 self.book.is_held = false;
                 return;
             }
-            if now >= self.load.1 + GRACE_NS {
+            if now >= self.load.1.saturating_add(GRACE_NS) {
                 return self.give_up();
             }
             if !self.send_burst(intended, now) {

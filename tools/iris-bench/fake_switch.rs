@@ -146,6 +146,7 @@ impl Switch {
     fn run(mut self, stop: &AtomicBool) {
         let mut events = Vec::new();
         while !stop.load(Ordering::Relaxed) {
+            self.sockets.accept_up_to(16);
             self.sockets.turn(&mut events, 256);
             for event in events.drain(..) {
                 self.event(event);

@@ -47,6 +47,8 @@ const EVENTS_PER_TURN: usize = 512;
 const EXECUTOR_IO_MEMORY: usize = 1 << 20;
 /// Buffers for sealed bytes that are kept, and the bytes of each, as in the switch.
 const BUFFERS_KEPT: (usize, usize) = (256, 16 * 1024);
+/// Connections that one turn accepts at most.
+const ACCEPTS_AT_ONCE: usize = 16;
 /// The only job there is.
 const FLUSH_JOB: u64 = 0;
 
@@ -195,6 +197,7 @@ impl Relay {
         while !stop.load(Ordering::Relaxed) {
             self.now = crate::run::instant();
             self.now_ms = crate::local::unix_time_ms();
+            self.sockets.accept_up_to(ACCEPTS_AT_ONCE);
             self.sockets.turn(&mut events, EVENTS_PER_TURN);
             let is_idle = events.is_empty();
             for event in events.drain(..) {
