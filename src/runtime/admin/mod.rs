@@ -208,7 +208,12 @@ impl Admin {
             stopped,
         };
         let thread = std::thread::Builder::new().name("iris-admin".to_owned());
-        let thread = match thread.spawn(move || serving.run()) {
+        // Here, so that what it opens is open when the switch is ready, and a failure is told.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let spawned = runtime.and_then(|runtime| thread.spawn(move || serving.run(&runtime)));
+        let thread = match spawned {
             Ok(thread) => thread,
             Err(source) => {
                 path.iter().for_each(|path| socket::remove(path));
@@ -268,12 +273,8 @@ struct Serving {
 
 impl Serving {
     /// The thread's life.
-    fn run(self) {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        let served = runtime.and_then(|runtime| runtime.block_on(self.serve()));
-        if let Err(error) = served {
+    fn run(self, runtime: &tokio::runtime::Runtime) {
+        if let Err(error) = runtime.block_on(self.serve()) {
             tracing::error!(%error, "the admin socket is not served any more; the switch goes on, restart it to get the socket back");
         }
     }
