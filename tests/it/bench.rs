@@ -95,7 +95,7 @@ fn beside_hostile_clients_of_each_kind_every_message_of_others_arrives_once_and_
     let arguments = ["hostile", "--clients", "3", "--seconds", "0.5"];
     let (text, is_good) = outcome(bench(&server, &arguments));
     assert!(is_good, "{text}");
-    assert_eq!(text.matches(" times  ").count(), 6, "{text}");
+    assert_eq!(text.matches(" times  ").count(), 7, "{text}");
 }
 
 /// What a call of `iris-bench` wrote with `--json`, and what it printed.

@@ -106,6 +106,15 @@ impl<'a> Screen<'a> {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// The process that the terminal's shell runs.
+    fn pid_of_top(&self) -> i32 {
+        let shell = self.tmux(&["display-message", "-p", "#{pane_pid}"]);
+        let shell = shell.trim();
+        let children = format!("/proc/{shell}/task/{shell}/children");
+        let children = std::fs::read_to_string(children).unwrap();
+        children.split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     fn keys(&self, keys: &[&str]) {
         self.tmux(&[&["send-keys"], keys].concat());
     }
@@ -218,11 +227,31 @@ fn a_signal_gives_the_terminal_back_too() {
     screen.until("in words", |shown| {
         shown.contains("does not answer") && shown.contains("iris serve")
     });
-    let shell = screen.tmux(&["display-message", "-p", "#{pane_pid}"]);
-    let shell = shell.trim();
-    let children = std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap();
-    let top: i32 = children.split_whitespace().next().unwrap().parse().unwrap();
+    let top = screen.pid_of_top();
     // SAFETY: a signal to a process that our own terminal's shell runs and has not waited for.
     assert_eq!(unsafe { libc::kill(top, libc::SIGTERM) }, 0);
     screen.assert_given_back();
+}
+
+/// R: E-2
+#[test]
+fn it_ends_when_its_terminal_is_gone() {
+    let directory = data_dir();
+    let socket = directory.path().join("tmux");
+    let Some(screen) = Screen::open(&socket) else {
+        return;
+    };
+    screen.top(&directory.path().join("nothing"));
+    screen.until("in words", |shown| shown.contains("does not answer"));
+    let top = screen.pid_of_top();
+    screen.tmux(&["kill-server"]);
+    let is_there = || {
+        let state = std::fs::read_to_string(format!("/proc/{top}/stat"));
+        state.is_ok_and(|state| !state.contains(") Z "))
+    };
+    let deadline = Instant::now() + PATIENCE;
+    while is_there() {
+        assert!(Instant::now() < deadline, "it goes on");
+        std::thread::yield_now();
+    }
 }

@@ -12,6 +12,7 @@ use crossterm::terminal::{
     LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
 };
 use crossterm::{cursor, execute, queue};
+use rustix::event::{PollFd, PollFlags, Timespec, poll as poll_files};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::frame::{Line, Look};
@@ -65,11 +66,18 @@ impl Terminal {
 
     /// What came within this time.
     pub fn key(&self, patience: Duration) -> Result<Option<Key>, Failure> {
-        if self.ended.load(Ordering::Relaxed) {
+        let has_gone = |patience| wait_for_input(patience) || self.ended.load(Ordering::Relaxed);
+        if has_gone(Duration::ZERO) {
             return Ok(Some(Key::Quit));
         }
-        if !poll(patience).map_err(failed)? {
-            return Ok(None);
+        // What was read before and not looked at comes first.
+        if !poll(Duration::ZERO).map_err(failed)? {
+            if has_gone(patience) {
+                return Ok(Some(Key::Quit));
+            }
+            if !poll(Duration::ZERO).map_err(failed)? {
+                return Ok(None);
+            }
         }
         Ok(match read().map_err(failed)? {
             Event::Resize(..) => Some(Key::Resized),
@@ -118,6 +126,17 @@ impl Drop for Terminal {
     fn drop(&mut self) {
         give_back();
     }
+}
+
+/// Waits until something was typed, a signal came, or this time is over. True: the terminal is gone. Waited
+/// for here because the library, once it reads, reads a terminal that is gone for ever.
+fn wait_for_input(patience: Duration) -> bool {
+    let input = std::io::stdin();
+    let mut input = [PollFd::new(&input, PollFlags::IN)];
+    let patience = Timespec::try_from(patience).ok();
+    let _ = poll_files(&mut input, patience.as_ref()); // interrupted: a signal came
+    let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
+    input[0].revents().intersects(gone)
 }
 
 /// As it was. What cannot be undone cannot be told either.
