@@ -545,7 +545,7 @@ fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// The server's TLS: TLS 1.3 only, ALPN `iris/2` required, [`TICKETS`] stateless session tickets. With `clients`
+/// The server's TLS: TLS 1.3 only, ALPN `iris/2` required, several stateless session tickets. With `clients`
 /// a peer must show a certificate of one of these authorities, or the handshake fails.
 pub fn server_config(
     certificate_pem: &[u8],
