@@ -8,6 +8,7 @@
 mod admin;
 mod admin_port;
 mod audit;
+mod backup;
 mod bench;
 mod certificates;
 mod crash;

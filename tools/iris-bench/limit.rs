@@ -199,10 +199,7 @@ impl Limit {
     /// For people.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write_table(&mut out);
-        out
+        crate::report::text(|out| self.write_table(out))
     }
 
     fn write_table(&self, out: &mut String) -> std::fmt::Result {

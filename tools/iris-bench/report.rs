@@ -11,6 +11,13 @@ use crate::run::CaughtUp;
 use crate::stats::{Counters, Latency};
 use crate::verify::{VIOLATIONS_SHOWN, Violations};
 
+/// What was written.
+pub fn text(write: impl FnOnce(&mut String) -> std::fmt::Result) -> String {
+    let mut out = String::new();
+    let _ = write(&mut out); // writing to a String cannot fail
+    out
+}
+
 /// The quantiles of every report.
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
 
@@ -195,10 +202,7 @@ impl Outcome {
     /// The table for people.
     #[must_use]
     pub fn table(&self) -> String {
-        let mut out = String::new();
-        // Writing to a String cannot fail.
-        let _ = self.write_table(&mut out);
-        out
+        crate::report::text(|out| self.write_table(out))
     }
 
     fn write_table(&self, out: &mut String) -> std::fmt::Result {

@@ -134,16 +134,9 @@ impl Asker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::admin::testing::block_on;
 
     const SHORT: Duration = Duration::from_millis(20);
-
-    fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(future)
-    }
 
     /// A line whose core answers on the spot, when its bell is rung.
     fn quick(core: u16) -> Line {

@@ -160,16 +160,9 @@ impl Gatherer {
 mod tests {
     use super::*;
     use crate::measure::Stage;
+    use crate::runtime::admin::testing::block_on;
 
     const SHORT: Duration = Duration::from_millis(20);
-
-    fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(future)
-    }
 
     /// A core's answer: `count` syncs.
     fn answer(orders: &Receiver<Control>, count: u64) {

@@ -364,3 +364,15 @@ where
         Err(_) => tracing::debug!("an admin request was cut at its deadline"),
     }
 }
+/// What the tests of this directory share.
+#[cfg(test)]
+mod testing {
+    /// Runs a future as the admin thread does.
+    pub fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(future)
+    }
+}

@@ -252,12 +252,8 @@ impl Revoker {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::admin::testing::block_on;
     use crate::runtime::audit::Audit;
-
-    fn block_on<T>(future: impl Future<Output = T>) -> T {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        runtime.enable_all().build().unwrap().block_on(future)
-    }
 
     fn token(jti: &str) -> Revoke {
         let jti = jti.to_owned();

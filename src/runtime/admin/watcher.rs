@@ -243,17 +243,10 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::admin::testing::block_on;
     use crate::runtime::trace::What;
 
     const SHORT: Duration = Duration::from_millis(20);
-
-    fn block_on<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap()
-            .block_on(future)
-    }
 
     fn user(name: &str) -> UserId {
         UserId::new(name).unwrap()
